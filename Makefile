@@ -1,0 +1,125 @@
+# GNU make 3.81 and later (macOS ships 3.81).
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_SAM ?= .venv-sam
+NODE_MODULES := local/node_modules
+
+# A stamp is written last, so an install that was interrupted is done again from the start.
+DEV := $(VENV)/.stamp
+SAM := $(VENV_SAM)/.stamp
+NODE := $(NODE_MODULES)/.stamp
+
+SHELL := /bin/bash
+export SAM_CLI_TELEMETRY := 0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test check lock build clean build-ChatFunction
+
+help:
+	@echo "make run      the whole service on this machine: http://127.0.0.1:3000 (PORT=... moves it, Ctrl-C stops it)"
+	@echo "make test     the tests (ARGS='-k name -x' goes to pytest)"
+	@echo "make check    lint, formatting, types, and the template"
+	@echo "make build    what is deployed, in .aws-sam/build (for Graviton see samconfig.toml); then: sam deploy --guided"
+	@echo "make lock     the requirements files from pyproject.toml (UPGRADE=1 takes the newest versions)"
+	@echo "make clean    remove what make installed and built; conversations under .local/ stay"
+	@echo
+	@echo "PYTHON=python3.13 picks the interpreter, VENV=... where the packages go."
+
+run: $(DEV) $(NODE)
+	@exec $(VENV)/bin/python -m local
+
+test: $(DEV) $(NODE)
+	@exec $(VENV)/bin/python -m pytest $(ARGS)
+
+check: $(DEV) $(SAM)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV_SAM)/bin/sam validate --lint --region us-east-1
+
+clean:
+	rm -rf .venv .venv-* $(NODE_MODULES) .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find handlers memory local tests -name __pycache__ -prune -exec rm -rf {} +
+
+
+# ---- Installing ------------------------------------------------------------------------------------------------------
+
+# $(call need,program,what to do without it)
+need = command -v $(1) >/dev/null || { echo "$(1) is not installed: $(2)" >&2; exit 1; }
+
+define need_python
+$(call need,$(PYTHON),install Python 3.11 or newer$(comma) or name one with PYTHON=/path/to/python3); \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "rehydrate needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1): name another with PYTHON=..." >&2; exit 1; }; \
+$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; \
+	exit 1; }
+endef
+comma := ,
+
+# $(call install,directory,requirements): a virtual environment made anew, with exactly the locked packages. The lock is
+# complete, hence --no-deps (which also spares older pips their trouble with extras under --require-hashes). pip's output
+# is a flood: it goes to a log, and a line for every twenty packages is shown.
+define install
+@$(need_python)
+@echo "Creating $(1) with $$($(PYTHON) -V)"
+@$(PYTHON) -m venv $(if $(wildcard $(1)/pyvenv.cfg),--clear) $(1)
+@echo "Installing the packages of $(2) (about a minute the first time)"
+@set -o pipefail; \
+PYTHONUNBUFFERED=1 $(1)/bin/python -m pip install --disable-pip-version-check --progress-bar off --no-deps \
+	--require-hashes -r $(2) 2>&1 | tee $(1)/install.log | { \
+	n=0; \
+	while IFS= read -r line; do \
+		case "$$line" in \
+			Collecting*|Processing*) n=$$((n + 1)); [ $$((n % 20)) -ne 0 ] || echo "  $$n packages ..." ;; \
+			Installing*) echo "  $$n packages, installing ..." ;; \
+			*ERROR*|*Retrying*) echo "  $$line" ;; \
+		esac; \
+	done; } || { tail -n 20 $(1)/install.log >&2; echo "The install failed: see $(1)/install.log" >&2; exit 1; }
+@touch $@
+endef
+
+$(DEV): requirements-dev.txt
+	$(call install,$(VENV),requirements-dev.txt)
+
+$(SAM): requirements-sam.txt
+	$(call install,$(VENV_SAM),requirements-sam.txt)
+
+$(NODE): local/package.json local/package-lock.json
+	@$(call need,npm,install Node.js 20 or newer$(comma) which brings it (nodejs.org$(comma) your package manager$(comma) or: apt install npm))
+	@echo "Installing the DynamoDB engines of local/package-lock.json (some 100 MB the first time)"
+	@npm ci --prefix local --no-audit --no-fund
+	@touch $@
+
+
+# ---- Locking ---------------------------------------------------------------------------------------------------------
+
+# Every file says which versions, with hashes, for all platforms and every Python from 3.11 on; no file says from where.
+COMPILE = $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --no-python-downloads \
+	--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+lock: $(DEV)
+	$(COMPILE) --output-file requirements.txt
+	$(COMPILE) --group dev --constraints requirements.txt --output-file requirements-dev.txt
+	$(subst pip compile pyproject.toml,pip compile,$(COMPILE)) --group sam --output-file requirements-sam.txt
+
+
+# ---- Building for Lambda ---------------------------------------------------------------------------------------------
+
+build: $(SAM) $(DEV)
+	$(VENV_SAM)/bin/sam build $(if $(ARCH),--parameter-overrides Architecture=$(ARCH))
+
+# `sam build` calls this with the directory to fill (template.yaml: BuildMethod makefile), by way of the small Makefile in
+# platforms/ that says ARCH: sam does not hand the function's architecture on. uv, not pip, which evaluates the markers for
+# this machine's Python. manylinux_2_28 runs on Amazon Linux 2023, and is the oldest that all packages have wheels for.
+build-ChatFunction: $(DEV)
+	@test -n "$(ARTIFACTS_DIR)" -a -n "$(ARCH)" || { echo "run 'make build' or 'sam build': they say where to build" >&2; exit 1; }
+	$(VENV)/bin/uv pip install --quiet --no-python-downloads --python $(VENV)/bin/python --target "$(ARTIFACTS_DIR)" \
+		--python-version 3.13 --python-platform $(subst arm64,aarch64,$(ARCH))-manylinux_2_28 --no-build --no-deps --require-hashes \
+		--link-mode copy -r requirements.txt
+	rm -f "$(ARTIFACTS_DIR)/.lock"
+	cp -R handlers memory "$(ARTIFACTS_DIR)"
+	find "$(ARTIFACTS_DIR)/handlers" "$(ARTIFACTS_DIR)/memory" -name __pycache__ -prune -exec rm -rf {} +

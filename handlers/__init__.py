@@ -1,0 +1,1 @@
+"""What AWS calls: events in, durable turns and responses out."""

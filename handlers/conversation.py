@@ -1,0 +1,161 @@
+"""One turn of a conversation, top to bottom: load, claim, agent, commit. Knows no HTTP.
+
+The process keeps nothing of a conversation: the agent is built anew around what the log holds, and what it says is
+stored, whole, before anybody hears that it is.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
+from llama_index.core.base.llms.types import ChatMessage
+
+from handlers.run import AgentFailed, TextDelta, ToolCalled, ToolReturned, run_agent
+from memory.chat_store import TurnChatStore, count_tokens, encode_message, turn_memory
+from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLog, Window, take_turn, utc_now
+
+COMMIT_SECONDS = 6.0
+"""Kept back for the commit, so that an answer that was paid for is stored."""
+AGENT_SECONDS = 10.0
+"""What an agent must have at the least; with less, a turn is not begun."""
+FIRST_RENEWAL_SECONDS = 6.0
+RENEWAL_SECONDS = 4.0
+
+
+class NoTimeLeft(Exception):
+    """The invocation ends too soon to begin a turn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What somebody says in a session, under which request id."""
+
+    session: Session
+    request: Request
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """The turn that holds the answer, and is stored; `replayed` where it was there before."""
+
+    turn: Turn
+    replayed: bool
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """How far a turn came, for its log line."""
+
+    window: Window | None = None
+    turn: Turn | None = None
+    milliseconds: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def timing(self, step: str) -> Iterator[None]:
+        """Note how long a step took, however it ends."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.milliseconds[step] = round((time.perf_counter() - start) * 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What a turn is taken with: the log, an agent, and limits. `deadline` is a time of the event loop's clock."""
+
+    log: TurnLog
+    build_agent: Callable[[], BaseWorkflowAgent]
+    instance: str
+    token_limit: int
+    wait_seconds: float
+    deadline: float
+    progress: Progress = field(default_factory=Progress)
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[TextDelta | ToolCalled | ToolReturned | Answered]:
+        """Answer in view of all turns before this one; yields what happens, and at last the stored turn.
+
+        Raises NoTimeLeft, AgentFailed once the failed turn is stored, and what a TurnLog raises.
+        """
+        progress, session = self.progress, ask.session
+        with progress.timing("load"):
+            window, claim = await take_turn(
+                self.log,
+                session,
+                ask.request,
+                token_limit=self.token_limit,
+                patience=self._patience(),
+                title=ask.message,
+            )
+        progress.window, progress.turn = window, window.answered
+        if claim is None:
+            if window.answered:
+                yield Answered(turn=window.answered, replayed=True)
+            return
+
+        store, failure = TurnChatStore(window), None
+        try:
+            with progress.timing("agent"):
+                async with keep_lease(self.log, claim) as lease:
+                    memory, until = turn_memory(store, session), self.deadline - COMMIT_SECONDS
+                    async for event in run_agent(self.build_agent(), ask.message, memory, until=until, lease=lease):
+                        yield event
+            turn = self._complete(claim, store)
+        except AgentFailed as error:
+            failure = error
+            said = ChatMessage(role="user", content=ask.message)
+            turn = claim.failed(failure.code, [encode_message(said)], at=utc_now(), instance=self.instance)
+        finally:
+            store.close()
+
+        with progress.timing("commit"):
+            progress.turn = await self.log.commit(claim, turn)
+        replayed = progress.turn.token != claim.token
+        if failure and not replayed:
+            raise failure
+        yield Answered(turn=progress.turn, replayed=replayed)
+
+    def _patience(self) -> float:
+        """Seconds there are to wait for another request of the session."""
+        left = self.deadline - asyncio.get_running_loop().time() - COMMIT_SECONDS - AGENT_SECONDS
+        if left < 0:
+            raise NoTimeLeft
+        return min(left, self.wait_seconds)
+
+    def _complete(self, claim: Claim, store: TurnChatStore) -> Turn:
+        messages = store.collected()
+        turn = claim.completed(
+            [encode_message(message) for message in messages],
+            tokens=count_tokens(messages),
+            at=utc_now(),
+            instance=self.instance,
+        )
+        if not turn.answer:
+            raise AgentFailed("empty_answer")
+        return turn
+
+
+@asynccontextmanager
+async def keep_lease(log: TurnLog, claim: Claim) -> AsyncIterator[asyncio.Task[None]]:
+    """Renew the claim's lease for as long as the turn takes. The task ends early where the session was taken over."""
+
+    async def renew() -> None:
+        pause = FIRST_RENEWAL_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await log.renew(claim)
+                pause = RENEWAL_SECONDS
+            except TableUnavailable:
+                pause = 1.0  # there is time for more tries before the lease runs out
+
+    task = asyncio.create_task(renew())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

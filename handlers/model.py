@@ -1,0 +1,38 @@
+"""The chat model: OpenAI's, or any server that speaks its protocol."""
+
+from functools import cache
+
+from llama_index.core.base.llms.types import LLMMetadata
+from llama_index.llms.openai import OpenAI
+from pydantic import Field
+
+from handlers.settings import Settings
+
+
+class ChatModel(OpenAI):
+    """OpenAI's client without its table of model names: any name of any OpenAI-compatible server will do."""
+
+    context_window: int = Field(default=128_000, description="Tokens that the model takes, prompt and answer together.")
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        return LLMMetadata(
+            context_window=self.context_window,
+            num_output=self.max_tokens or -1,
+            is_chat_model=True,
+            is_function_calling_model=True,
+            model_name=self.model,
+        )
+
+
+@cache
+def chat_model(settings: Settings) -> ChatModel:
+    """The client of this process. It keeps connections, and nothing of any conversation. Raises SettingsError."""
+    return ChatModel(
+        model=settings.openai_model,
+        api_base=settings.openai_api_base,
+        api_key=settings.model_key(),
+        context_window=settings.context_window,
+        timeout=settings.model_timeout_seconds,
+        max_retries=settings.model_retries,
+    )

@@ -1,0 +1,71 @@
+"""The log line of a turn: what it remembered, what it cost, how it ended. Never what was said."""
+
+import hashlib
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from handlers.conversation import Answered, Ask, Conversation
+from handlers.identity import Caller
+from handlers.problems import cause
+
+logger = Logger(service="rehydrate", location=None)
+
+
+@dataclass(kw_only=True)
+class Exchange:
+    """What is known of a request so far, for its log line."""
+
+    caller: Caller | None = None
+    ask: Ask | None = None
+    conversation: Conversation | None = None
+    error: Exception | None = None
+    answered: Answered | None = None
+
+
+def log_turn(exchange: Exchange, status: int, outcome: str) -> None:
+    """Write the one line about a request."""
+    facts: dict[str, Any] = {"status": status}
+    if exchange.caller:
+        facts |= {
+            "identity": exchange.caller.source,
+            "owner": hashlib.sha256(exchange.caller.owner.encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        }
+    if exchange.ask:
+        facts |= {"session_id": exchange.ask.session.id, "request_id": exchange.ask.request.id}
+    if exchange.conversation:
+        facts |= _progress_facts(exchange.conversation)
+    facts |= {"outcome": outcome, "replayed": bool(exchange.answered and exchange.answered.replayed)}
+    write = logger.info
+    if exchange.error:
+        facts["cause"] = cause(exchange.error)
+        write = logger.error if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logger.warning
+    elif facts.get("turns_total") and not facts.get("turns_in_window"):
+        facts["hint"] = "no earlier turn fits TOKEN_LIMIT, or all of them failed"
+        write = logger.warning
+    write("turn", extra=facts)
+
+
+def _progress_facts(conversation: Conversation) -> dict[str, Any]:
+    progress, usage = conversation.progress, conversation.log.usage
+    facts: dict[str, Any] = {
+        "instance": conversation.instance,
+        "token_limit": conversation.token_limit,
+        "dynamodb_calls": usage.calls,
+        "read_units": usage.read_units,
+        "write_units": usage.write_units,
+        **{f"{step}_ms": taken for step, taken in progress.milliseconds.items()},
+    }
+    if progress.window:
+        facts |= {
+            "window_tokens": progress.window.tokens,
+            "turns_in_window": len(progress.window.turns),
+            "turns_total": progress.window.total_turns,
+        }
+        if progress.window.damaged:
+            facts["damaged_turns"] = list(progress.window.damaged)
+    if progress.turn:
+        facts["turn"] = progress.turn.number
+    return facts

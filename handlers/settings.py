@@ -1,0 +1,111 @@
+"""Settings of the functions: the only reader of the environment."""
+
+import os
+import socket
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Literal, Self
+
+from aws_lambda_powertools.utilities import parameters
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+IdentitySource = Literal["jwt", "lambda", "iam", "token"]
+
+SECRET_SECONDS = 300
+"""How long a secret that was fetched is kept before it is fetched anew."""
+
+
+class SettingsError(Exception):
+    """A setting is missing or makes no sense; the text names it and says what to do."""
+
+
+def _listed(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """One field for each setting; in the environment a field has its name in capitals."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table_name: str = Field(default="rehydrate", min_length=3)
+    dynamodb_endpoint: str | None = None
+    """URL of another DynamoDB engine; None for the region's own."""
+
+    openai_model: str = "gpt-4.1-mini"
+    openai_api_base: str | None = None
+    """URL of any OpenAI-compatible server; None for OpenAI's own."""
+    openai_api_key: str | None = None
+    openai_api_key_secret: str | None = None
+    """Name or ARN of the secret in Secrets Manager that holds the key."""
+    context_window: int = Field(default=128_000, gt=0)
+    """Tokens that the model takes, prompt and answer together."""
+    model_timeout_seconds: float = Field(default=20, gt=0)
+    """For one request to the model."""
+    model_retries: int = Field(default=2, ge=0)
+
+    token_limit: int = Field(default=10_000, ge=0)
+    """Tokens of earlier turns that the model is shown."""
+    max_message_chars: int = Field(default=32_000, gt=0)
+    turn_wait_seconds: float = Field(default=12, ge=0)
+    """How long a request waits for another one of its session; longer than the 10 s of a dead invocation's lease."""
+
+    identity_sources: Annotated[tuple[IdentitySource, ...], BeforeValidator(_listed)] = Field(
+        default=("token",), min_length=1
+    )
+    """Where the owner of a session comes from; the first source that a request has decides."""
+    signing_secret: str | None = None
+    signing_secret_arn: str | None = None
+    """Name or ARN of the secret in Secrets Manager that session tokens are signed with."""
+    token_days: float = Field(default=30, gt=0)
+    """Life of a session token; it is renewed at half of it."""
+    cookie_secure: bool = True
+    """Send the cookie over HTTPS alone, under a `__Host-` name. False for local runs only."""
+
+    instance: str = "local"
+    """Name of this process in logs and turns."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """The settings in the environment; an empty variable counts as absent. Raises SettingsError."""
+        given = {name: environment.get(name.upper()) for name in cls.model_fields}
+        stream = environment.get("AWS_LAMBDA_LOG_STREAM_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+        try:
+            return cls.model_validate({"instance": stream} | {name: value for name, value in given.items() if value})
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors())
+            raise SettingsError("; ".join(faults)) from error
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        if self.token_limit >= self.context_window:
+            raise ValueError(
+                f"TOKEN_LIMIT ({self.token_limit}) must stay below CONTEXT_WINDOW ({self.context_window}), "
+                "which has to hold the prompt, the new message and the answer as well"
+            )
+        return self
+
+    def model_key(self) -> str:
+        """The key for the model's server, from the environment or Secrets Manager. Raises SettingsError."""
+        return _secret(self.openai_api_key, self.openai_api_key_secret, "OPENAI_API_KEY")
+
+    def signing_key(self) -> str:
+        """The secret that session tokens are signed with. Raises SettingsError."""
+        return _secret(self.signing_secret, self.signing_secret_arn, "SIGNING_SECRET")
+
+
+@cache
+def current() -> Settings:
+    """The settings of this process, read at first use."""
+    return Settings.from_environment()
+
+
+def _secret(value: str | None, name: str | None, setting: str) -> str:
+    if value:
+        return value
+    if not name:
+        raise SettingsError(f"set {setting}, or name a secret in Secrets Manager that holds it")
+    try:
+        return str(parameters.get_secret(name, max_age=SECRET_SECONDS))
+    except parameters.GetParameterError as error:
+        raise SettingsError(f"the secret for {setting} could not be read from Secrets Manager") from error

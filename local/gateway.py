@@ -1,0 +1,144 @@
+"""API Gateway on one machine: every HTTP request becomes an event for one of the worker processes.
+
+What the gateway itself has to say (errors, limits) is `application/problem+json` (RFC 9457) with a `detail`. A response
+bears `x-local-worker`, the process id of the worker that had the request; no worker had it where that is absent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from local.http_event import BadResponse, HttpResponse, event_of, response_of
+from local.pool import Outcome, WorkerPool, WorkerStartError
+from local.worker import DEFAULT_HANDLER
+
+__all__ = ["Gateway", "WorkerStartError"]
+
+# What Lambda accepts in one invocation, in bytes.
+REQUEST_LIMIT = 6 * 1024 * 1024
+# A client that is still sending would lose the answer with the connection, so that much of its body is read away.
+_DRAIN_LIMIT = 64 * 1024 * 1024
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
+
+class _TooLarge(Exception):
+    """The request is larger than Lambda takes."""
+
+
+class _ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
+class Gateway:
+    """An ASGI application that hands requests to `workers` processes running the unchanged Lambda `handler`.
+
+    `env` is the whole environment of the workers; `timeout` is the function's, in seconds. Call `start` before the
+    first request and `stop` at the end.
+    """
+
+    def __init__(
+        self, *, env: Mapping[str, str], workers: int = 2, timeout: float = 28.0, handler: str = DEFAULT_HANDLER
+    ) -> None:
+        self._pool = WorkerPool(env=env, size=workers, timeout=timeout, handler=handler)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The process ids of the workers that run now."""
+        return self._pool.pids
+
+    async def start(self) -> None:
+        """Start the workers; returns when all have imported the handler. Raises WorkerStartError when one cannot."""
+        await self._pool.start()
+
+    async def stop(self) -> None:
+        """Kill the workers; requests that they had, or that waited, are answered 503."""
+        await self._pool.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"The gateway speaks HTTP only, not {scope['type']}.")
+        try:
+            response = await self._respond(scope, receive)
+        except _ClientGone:
+            return
+        headers = [*response.headers]
+        if response.status not in (204, 304):
+            headers.append((b"content-length", str(len(response.body)).encode()))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def _respond(self, scope: Scope, receive: Receive) -> HttpResponse:
+        try:
+            body = await _body(scope, receive)
+            event = _event(scope, body)
+        except _TooLarge:
+            return _problem(413, f"The request is over {REQUEST_LIMIT} bytes (6 MB), the most that Lambda takes.")
+        return _response(await self._pool.invoke(event))
+
+
+def _event(scope: Scope, body: bytes) -> dict[str, Any]:
+    event = event_of(scope, body, request_id=str(uuid.uuid4()), now=datetime.now(UTC))
+    # Base64 and quotes make it larger than the body was.
+    if len(json.dumps(event)) > REQUEST_LIMIT:
+        raise _TooLarge
+    return event
+
+
+def _response(outcome: Outcome) -> HttpResponse:
+    response = _answer(outcome)
+    if outcome.worker is None:
+        return response
+    headers = [pair for pair in response.headers if pair[0] != b"x-local-worker"]
+    headers.append((b"x-local-worker", str(outcome.worker).encode()))
+    return HttpResponse(status=response.status, headers=headers, body=response.body)
+
+
+def _answer(outcome: Outcome) -> HttpResponse:
+    if outcome.problem is not None:
+        return _problem(outcome.status, outcome.problem)
+    try:
+        return response_of(outcome.response)
+    except BadResponse as error:
+        detail = f"The handler's response is malformed: {error}."
+        _log.error("%s", detail)
+        return _problem(502, detail)
+
+
+def _problem(status: int, detail: str) -> HttpResponse:
+    problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return HttpResponse(
+        status=status, headers=[(b"content-type", b"application/problem+json")], body=json.dumps(problem).encode()
+    )
+
+
+async def _body(scope: Scope, receive: Receive) -> bytes:
+    """The request's whole body. Raises _TooLarge, _ClientGone."""
+    sent = {name.lower(): value for name, value in scope["headers"]}
+    length = sent.get(b"content-length", b"0")
+    # Such a client waits for a word before it sends its body: the answer can go out at once.
+    if b"expect" in sent and length.isdigit() and int(length) > REQUEST_LIMIT:
+        raise _TooLarge
+    body, seen = bytearray(), 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _ClientGone
+        chunk = message.get("body", b"")
+        seen += len(chunk)
+        if seen <= REQUEST_LIMIT:
+            body += chunk
+        if seen > _DRAIN_LIMIT or (seen > REQUEST_LIMIT and not message.get("more_body")):
+            raise _TooLarge
+        if not message.get("more_body"):
+            return bytes(body)

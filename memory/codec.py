@@ -1,0 +1,214 @@
+"""Turns and states as items of the table, and back: versioned, pure, no I/O.
+
+Item attributes are plain Python values (str, int, bytes, lists); the table's own types are `dynamodb.py`'s business.
+A release reads a version before any release writes it, since old and new code run side by side during a deployment.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import quote, unquote
+
+from memory.turns import DamagedTurn, Message, Position, Request, Session, State, Turn, TurnStatus, WindowSize
+
+Item = dict[str, Any]
+
+VERSION = 1
+WRITE_UNIT = 1024
+PART_BYTES = 380_000
+"""Payload that one item takes; DynamoDB's limit for an item is 400 KiB, names and keys included."""
+RECENT_REQUESTS = 16
+LONGEST_OWNER = 512
+
+STATE_KEY = "state"
+TURN_PREFIX = "TURN#"
+LAST_NUMBER = 10**10 - 1
+
+
+def owner_key(owner: str) -> str:
+    """The owner as part of a key: percent-encoded, and its SHA-256 (marked by a `=`, which encoding never yields)
+    beyond 512 bytes."""
+    encoded = quote(owner, safe="", errors="surrogatepass")
+    if len(encoded) > LONGEST_OWNER:
+        return "=" + hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()
+    return encoded
+
+
+def partition(session: Session) -> str:
+    """The partition that holds everything of one session. Encoding keeps `#` for the places between the parts."""
+    return f"SESSION#{owner_key(session.owner)}#{quote(session.id, safe='', errors='surrogatepass')}"
+
+
+def session_id(partition_key: str) -> str:
+    """The session id in a partition key."""
+    return unquote(partition_key.rsplit("#", 1)[1], errors="surrogatepass")
+
+
+def generation_prefix(generation: int) -> str:
+    return f"{TURN_PREFIX}{generation:06}"
+
+
+def turn_key(generation: int, number: int) -> str:
+    return f"{generation_prefix(generation)}#{number:010}"
+
+
+def part_key(generation: int, number: int, token: str, index: int) -> str:
+    return f"PART#{generation:06}#{number:010}#{token}#{index:03}"
+
+
+def turn_numbers(sort_key: str) -> tuple[int, int]:
+    """(generation, number) of a turn's sort key."""
+    _, generation, number = sort_key.split("#")
+    return int(generation), int(number)
+
+
+def generation_ranges(first: int, end: int) -> list[tuple[str, str]]:
+    """Bounds of the sort keys that turns and parts of the generations from `first` to below `end` have."""
+    return [(f"{kind}#{first:06}", f"{kind}#{end:06}") for kind in ("PART", "TURN")]
+
+
+def request_hash(request_id: str) -> bytes:
+    """Eight bytes that find a request among the recent ones; the stored turn then decides."""
+    return hashlib.sha256(request_id.encode("utf-8", "surrogatepass")).digest()[:8]
+
+
+def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
+    """The turn's item, and the parts that have to be stored before it where it is too large for one."""
+    item: Item = {
+        "pk": partition(session),
+        "sk": turn_key(turn.generation, turn.number),
+        "v": VERSION,
+        "status": turn.status.value,
+        "request_id": turn.request.id,
+        "body_hash": turn.request.body_hash,
+        "token": turn.token,
+        "tokens": turn.tokens,
+        "window": [turn.window.turns, turn.window.tokens, turn.window.limit],
+        "started_at": timestamp(turn.started_at),
+        "finished_at": timestamp(turn.finished_at),
+        "instance": turn.instance,
+    }
+    if turn.failure:
+        item["failure"] = turn.failure
+    if turn.archived:
+        item["archived"] = turn.archived
+    payload = json.dumps(turn.messages, ensure_ascii=False, separators=(",", ":")).encode()
+    packed = zlib.compress(payload)
+    if _units(item, packed) < _units(item, payload):
+        item["encoding"], payload = "zlib", packed
+    slices = [payload[i : i + PART_BYTES] for i in range(0, len(payload), PART_BYTES)]
+    if len(slices) == 1:
+        return item | {"payload": payload}, []
+    parts = [
+        {"pk": item["pk"], "sk": part_key(turn.generation, turn.number, turn.token, i), "payload": part}
+        for i, part in enumerate(slices)
+    ]
+    return item | {"parts": len(parts)}, parts
+
+
+def part_keys(item: Mapping[str, Any]) -> list[str]:
+    """Sort keys of the parts that a turn's item names; none where the item holds its messages itself."""
+    generation, number = turn_numbers(item["sk"])
+    return [part_key(generation, number, item["token"], i) for i in range(int(item.get("parts", 0)))]
+
+
+def decode_turn(item: Mapping[str, Any], parts: Sequence[bytes] = ()) -> Turn:
+    """The turn in an item (and the payloads of its parts, in order). Raises DamagedTurn where it cannot be read."""
+    try:
+        if int(item["v"]) != VERSION:
+            raise DamagedTurn(f"{item['sk']} has codec version {item['v']}; this release reads version {VERSION}")
+        generation, number = turn_numbers(item["sk"])
+        turns, tokens, limit = (int(value) for value in item["window"])
+        return Turn(
+            generation=generation,
+            number=number,
+            token=item["token"],
+            status=TurnStatus(item["status"]),
+            request=Request(id=item["request_id"], body_hash=item["body_hash"]),
+            messages=_messages(b"".join(parts) if parts else item["payload"], item.get("encoding")),
+            tokens=int(item["tokens"]),
+            window=WindowSize(turns=turns, tokens=tokens, limit=limit),
+            started_at=_datetime(item["started_at"]),
+            finished_at=_datetime(item["finished_at"]),
+            instance=item["instance"],
+            failure=item.get("failure"),
+            archived=int(item.get("archived", 0)),
+        )
+    except (KeyError, ValueError, TypeError, zlib.error) as error:
+        raise DamagedTurn(f"{item.get('sk')} cannot be read") from error
+
+
+def encode_state(state: State) -> Item:
+    """The attributes of a state item that every claim sets."""
+    return {
+        "generation": state.generation,
+        "n": state.number,
+        "holder": state.holder,
+        "lease_until": timestamp(state.lease_until),
+        "recent": b"".join(state.recent),
+    }
+
+
+def decode_state(item: Mapping[str, Any]) -> State:
+    """The state in an item."""
+    recent = item.get("recent", b"")
+    return State(
+        generation=int(item["generation"]),
+        number=int(item["n"]),
+        holder=item["holder"],
+        lease_until=_datetime(item["lease_until"]),
+        recent=tuple(recent[i : i + 8] for i in range(0, len(recent), 8)),
+        archived_through=decode_position(item.get("archived_through")),
+        deleted_through=decode_position(item.get("deleted_through")),
+        marker=item.get("marker", ""),
+    )
+
+
+def encode_position(position: Position) -> str:
+    number, messages = position
+    return f"{number}:{messages}"
+
+
+def decode_position(text: str | None) -> Position:
+    number, messages = (text or "0:0").split(":")
+    return int(number), int(messages)
+
+
+def remember(state: State | None, number: int, request_id: str) -> tuple[bytes, ...]:
+    """The recent requests after a claim of `number`: one entry a number, the last 16 of them."""
+    before = () if state is None else state.recent if state.number < number else state.recent[:-1]
+    return (*before, request_hash(request_id))[-RECENT_REQUESTS:]
+
+
+def recall(state: State, request_id: str) -> list[int]:
+    """Numbers of the turns that may have answered this request, newest first."""
+    wanted, newest = request_hash(request_id), state.number
+    return [newest - age for age, entry in enumerate(reversed(state.recent)) if entry == wanted]
+
+
+def _messages(payload: bytes, encoding: str | None) -> tuple[Message, ...]:
+    if encoding == "zlib":
+        payload = zlib.decompress(payload)
+    elif encoding is not None:
+        raise ValueError(f"unknown encoding {encoding!r}")
+    return tuple(json.loads(payload))
+
+
+def _units(item: Item, payload: bytes) -> int:
+    """Write units of the item with this payload: names and UTF-8 values count, numbers take a few bytes."""
+    texts = (value if isinstance(value, str) else "12345678" for value in item.values())
+    size = sum(map(len, item)) + sum(len(text.encode()) for text in texts) + len("payload") + len(payload)
+    return math.ceil(size / WRITE_UNIT)
+
+
+def timestamp(moment: datetime) -> int:
+    """Milliseconds since 1970, UTC."""
+    return round(moment.timestamp() * 1000)
+
+
+def _datetime(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=int(milliseconds))

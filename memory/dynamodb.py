@@ -1,0 +1,437 @@
+"""DynamoDBTurnLog: the turn log in one DynamoDB table.
+
+A turn is one item that is put only where nothing is yet: that put is the one commit point. Beside the turns stands one
+small `state` item, whose `holder` is swapped by comparison to claim the next number. No transactions, and no clock on
+which correctness rests: number n is free only once, and whoever claims n has loaded after n-1 was stored.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from memory import codec
+from memory.codec import Item
+from memory.table import INDEX, PERSISTENT, Refused, Silent, Table
+from memory.turns import (
+    START,
+    Claim,
+    ClaimRefused,
+    DamagedTurn,
+    LeaseLost,
+    Position,
+    Request,
+    RequestIdReused,
+    Session,
+    State,
+    Turn,
+    TurnInProgress,
+    TurnStatus,
+    Usage,
+    Window,
+    utc_now,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+LEASE = timedelta(seconds=10)
+TOMBSTONE_LIFE = timedelta(days=1)
+TITLE_CHARS = 80
+SWEPT_AT_ONCE = 500
+TOKENS_PER_TURN = 500
+"""What the first page of a load expects of a turn. Where turns are shorter, more pages follow, each twice as long."""
+
+HELD = "#holder = :seen"
+UNHELD = "attribute_not_exists(#holder)"
+EXISTS = "attribute_exists(#holder)"
+UNMARKED = "#generation = :seen_generation AND (attribute_not_exists(#marker) OR #marker = :seen_marker)"
+MARKS = ("archived_through", "deleted_through", "marker")
+INDEXED = ("owner", "active_at", "title", "created_at")
+
+
+def new_token() -> str:
+    """A random name for one attempt at a turn."""
+    return secrets.token_hex(8)
+
+
+class DynamoDBTurnLog:
+    """A TurnLog (its guarantees stand there) in one table. Cheap to make: one for each invocation."""
+
+    def __init__(
+        self,
+        client: "DynamoDBClient",
+        table: str,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        new_token: Callable[[], str] = new_token,
+    ) -> None:
+        self._table = Table(client, table)
+        self._clock = clock
+        self._new_token = new_token
+        # Tokens of claims that ended in silence: a state that shows one is ours, and not to be waited for.
+        self._unconfirmed: set[str] = set()
+
+    @property
+    def usage(self) -> Usage:
+        return self._table.usage
+
+    async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
+        reading = await self._read(session, token_limit)
+        if reading.damaged or (reading.pages > 1 and await self._moved(reading)):
+            reading = await self._read(session, token_limit)  # it may have been rewritten under our eyes
+        return Window(
+            session=session,
+            state=reading.state,
+            generation=reading.generation,
+            next_number=reading.next_number,
+            turns=tuple(reversed(reading.turns)),
+            token_limit=token_limit,
+            answered=await self._find_answer(reading, request) if request else None,
+            busy_seconds=self._lease_left(reading),
+            damaged=tuple(reading.damaged),
+        )
+
+    async def claim(self, window: Window, request: Request, *, title: str = "") -> Claim:
+        now, token, number = self._clock(), self._new_token(), window.next_number
+        state = State(
+            generation=window.generation,
+            number=number,
+            holder=token,
+            lease_until=now + LEASE,
+            recent=codec.remember(window.state, number, request.id),
+        )
+        # The index follows the last activity; in whole minutes, so that it is not written at every turn.
+        indexed = {"owner": codec.owner_key(window.session.owner), "active_at": f"{now:%Y-%m-%dT%H:%MZ}"}
+        once: dict[str, Any] = {"created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "reserved": state.generation}
+        if title:
+            once["title"] = " ".join(title.split())[:TITLE_CHARS]
+        try:
+            await self._update_state(
+                window.session,
+                codec.encode_state(state) | indexed,
+                once=once,
+                remove=["expires_at"],
+                condition=HELD if window.state else UNHELD,
+                seen={":seen": window.state.holder} if window.state else {},
+            )
+        except Refused as refusal:
+            if refusal.item.get("holder") != token:
+                raise ClaimRefused("another request claimed first") from refusal
+        except Silent as silence:
+            self._unconfirmed.add(token)
+            raise ClaimRefused("the claim ended in silence") from silence
+        return Claim(
+            session=window.session,
+            generation=window.generation,
+            number=number,
+            token=token,
+            request=request,
+            window=window.size,
+            claimed_at=now,
+        )
+
+    async def renew(self, claim: Claim) -> None:
+        lease = {"lease_until": codec.timestamp(self._clock() + LEASE)}
+        try:
+            await self._update_state(claim.session, lease, condition=HELD, seen={":seen": claim.token})
+        except Refused as refusal:
+            raise LeaseLost(f"turn {claim.number} was taken over") from refusal
+
+    async def commit(self, claim: Claim, turn: Turn) -> Turn:
+        item, parts = codec.encode_turn(claim.session, turn)
+        await self._table.put_all(parts)
+        try:
+            await self._table.put_new(item)
+        except Refused as refusal:
+            if refusal.item.get("token") == turn.token:
+                return turn
+            await self._table.delete_all((part["pk"], part["sk"]) for part in parts)
+            answer = _answer(await self._decode(refusal.item), turn.request)
+            if answer is None:
+                raise LeaseLost(f"turn {turn.number} was taken over") from refusal
+            return answer
+        return turn
+
+    async def delete(self, session: Session) -> bool:
+        try:
+            state = await self._update_state(
+                session,
+                {
+                    "n": 0,
+                    "holder": self._new_token(),
+                    "lease_until": 0,
+                    "expires_at": int((self._clock() + TOMBSTONE_LIFE).timestamp()),
+                },
+                # Above every generation that was ever reserved: nothing that is or will be written is in it.
+                count_up=["generation", "reserved"],
+                remove=["recent", *INDEXED, *MARKS],
+                condition=EXISTS,
+                attempts=PERSISTENT,
+            )
+        except Refused:
+            return True
+        return await self._sweep(session, 0, int(state["generation"]))
+
+    async def rewrite(self, window: Window, turns: Sequence[Turn]) -> None:
+        """The new turns are written under a generation that nobody reads; then one compare-and-swap shows them."""
+        session = window.session
+        if window.busy_seconds:
+            raise TurnInProgress(max(1, round(window.busy_seconds)))
+        if not turns and window.state is None:
+            return
+        claim = await self.claim(window, Request(id="", body_hash=""))
+        counter = await self._update_state(session, {}, count_up=["reserved"], condition=EXISTS, attempts=PERSISTENT)
+        generation = int(counter["reserved"])
+        turns = [replace(turn, generation=generation, number=n) for n, turn in enumerate(turns, 1)]
+        try:
+            encoded = [codec.encode_turn(session, turn) for turn in turns]
+            await self._table.put_all(item for main, parts in encoded for item in (*parts, main))
+            # Whoever was overtaken at this number must not store a turn that the flip would hide.
+            await self.commit(claim, claim.void())
+            await self._flip(window, claim, turns, generation)
+        except (ClaimRefused, LeaseLost):
+            await self._sweep(session, generation, generation + 1)
+            raise
+        await self._sweep(session, 0, generation)
+
+    async def mark(self, window: Window, *, archived: Position = START, deleted: Position = START) -> None:
+        if window.state is None:
+            return
+        marker = self._new_token()
+        marks = {"archived_through": archived, "deleted_through": deleted}
+        try:
+            await self._update_state(
+                window.session,
+                {name: codec.encode_position(mark) for name, mark in marks.items() if mark != START}
+                | {"marker": marker},
+                condition=UNMARKED,
+                seen=_seen_marks(window),
+                attempts=PERSISTENT,
+            )
+        except Refused as refusal:
+            if refusal.item.get("marker") != marker:
+                raise ClaimRefused("somebody else changed the history") from refusal
+
+    async def sessions(self, owner: str) -> list[str]:
+        pages = self._table.query(
+            "#owner = :owner",
+            {":owner": codec.owner_key(owner)},
+            index=INDEX,
+            ExpressionAttributeNames={"#owner": "owner"},
+        )
+        return [codec.session_id(item["pk"]) async for page in pages for item in page]
+
+    async def _read(self, session: Session, token_limit: int | None) -> "_Reading":
+        """State and turns in one Query, newest first, for as long as the turns fit."""
+        reading = _Reading(session=session, token_limit=token_limit)
+        await self._descend(reading, codec.STATE_KEY)
+        if reading.met_unfinished_rewrite:
+            await self._descend(reading, codec.turn_key(reading.generation, codec.LAST_NUMBER))
+        return reading
+
+    async def _descend(self, reading: "_Reading", top: str) -> None:
+        async for page in self._table.query(
+            "pk = :pk AND sk BETWEEN :bottom AND :top",
+            {":pk": codec.partition(reading.session), ":bottom": codec.TURN_PREFIX, ":top": top},
+            page_sizes=reading.page_sizes(),
+        ):
+            reading.pages += 1
+            for item in page:
+                if item["sk"] == codec.STATE_KEY:
+                    reading.state = codec.decode_state(item)
+                elif not reading.wants(item):
+                    return
+                else:
+                    try:
+                        reading.add(await self._decode(item))
+                    except DamagedTurn:
+                        reading.damaged.append(codec.turn_numbers(item["sk"])[1])
+
+    async def _decode(self, item: Item) -> Turn:
+        """The turn in an item, with its parts fetched where it has some."""
+        keys = codec.part_keys(item)
+        parts = await asyncio.gather(*(self._table.get(item["pk"], key) for key in keys))
+        return codec.decode_turn(item, [part["payload"] for part in parts if part])
+
+    async def _moved(self, reading: "_Reading") -> bool:
+        """Whether a rewrite or a delete came between the pages of a reading."""
+        item = await self._table.get(codec.partition(reading.session), codec.STATE_KEY)
+        now, then = codec.decode_state(item) if item else None, reading.state
+        return (now and (now.generation, now.marker)) != (then and (then.generation, then.marker))
+
+    async def _find_answer(self, reading: "_Reading", request: Request) -> Turn | None:
+        """The complete turn that answered this request: among the loaded ones, and the last 16 that were claimed."""
+        candidates = [turn for turn in reading.turns if turn.request.id == request.id]
+        read = {turn.number for turn in reading.turns} | set(reading.damaged)
+        for number in codec.recall(reading.state, request.id) if reading.state else []:
+            if number not in read and number <= reading.newest:
+                key = codec.turn_key(reading.generation, number)
+                if item := await self._table.get(codec.partition(reading.session), key):
+                    candidates.append(await self._decode(item))
+        return next((turn for turn in candidates if _answer(turn, request)), None)
+
+    def _lease_left(self, reading: "_Reading") -> float:
+        state = reading.state
+        if state is None or state.number <= reading.newest or state.holder in self._unconfirmed:
+            return 0
+        return max(0.0, (state.lease_until - self._clock()).total_seconds())
+
+    async def _flip(self, window: Window, claim: Claim, turns: Sequence[Turn], generation: int) -> None:
+        """Show the turns of a new generation in place of the old ones, where nobody came between."""
+        state = State(
+            generation=generation,
+            number=len(turns),
+            holder=self._new_token(),
+            lease_until=self._clock(),
+            recent=tuple(codec.request_hash(turn.request.id) for turn in turns)[-codec.RECENT_REQUESTS :],
+        )
+        try:
+            await self._update_state(
+                claim.session,
+                codec.encode_state(state),
+                remove=MARKS if turns else (*MARKS, *INDEXED),
+                condition=f"{HELD} AND {UNMARKED}",
+                seen={":seen": claim.token} | _seen_marks(window),
+                attempts=PERSISTENT,
+            )
+        except Refused as refusal:
+            if refusal.item.get("holder") != state.holder:
+                raise ClaimRefused("another request came between") from refusal
+
+    async def _sweep(self, session: Session, first: int, end: int) -> bool:
+        """Remove what the generations from `first` to below `end` hold; False where that was too much for one call."""
+        pk, keys = codec.partition(session), list[tuple[str, str]]()
+        for bottom, top in codec.generation_ranges(first, end):
+            async for page in self._table.query(
+                "pk = :pk AND sk BETWEEN :bottom AND :top",
+                {":pk": pk, ":bottom": bottom, ":top": top},
+                ProjectionExpression="pk, sk",
+            ):
+                keys += [(item["pk"], item["sk"]) for item in page]
+                if len(keys) > SWEPT_AT_ONCE:
+                    break
+        await self._table.delete_all(keys[:SWEPT_AT_ONCE])
+        return len(keys) <= SWEPT_AT_ONCE
+
+    async def _update_state(
+        self,
+        session: Session,
+        values: Mapping[str, Any],
+        *,
+        condition: str,
+        seen: Mapping[str, Any] | None = None,
+        once: Mapping[str, Any] | None = None,
+        count_up: Sequence[str] = (),
+        remove: Sequence[str] = (),
+        attempts: int = 1,
+    ) -> Item:
+        """Update the session's state: set values, set some only `once`, `count_up` to the next generation, remove."""
+        once = once or {}
+        assignments = [f"#{name} = :{name}" for name in values]
+        assignments += [f"#{name} = if_not_exists(#{name}, :{name})" for name in once]
+        assignments += [f"#{name} = #reserved + :one" for name in count_up]
+        expression = "SET " + ", ".join(assignments)
+        if remove:
+            expression += " REMOVE " + ", ".join(f"#{name}" for name in remove)
+        placeholders = {f":{name}": value for name, value in (*values.items(), *once.items())} | dict(seen or {})
+        return await self._table.update(
+            codec.partition(session),
+            codec.STATE_KEY,
+            expression,
+            placeholders | ({":one": 1} if count_up else {}),
+            condition=condition,
+            attempts=attempts,
+        )
+
+
+@dataclass(kw_only=True)
+class _Reading:
+    """What one load has seen of a session, newest first."""
+
+    session: Session
+    token_limit: int | None
+    state: State | None = None
+    turns: list[Turn] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
+    newest: int = 0
+    """Number of the newest turn that is stored, readable or not."""
+    highest_generation: int = 0
+    pages: int = 0
+
+    @property
+    def generation(self) -> int:
+        """Without a state, whatever is stored belongs to a conversation that was deleted: the next one starts anew."""
+        return self.state.generation if self.state else self.highest_generation + 1
+
+    @property
+    def next_number(self) -> int:
+        if self.state is None:
+            return 1
+        return self.state.number + (1 if self.newest >= self.state.number else 0)
+
+    @property
+    def met_unfinished_rewrite(self) -> bool:
+        """A rewrite's turns, which nobody may see yet, stand above those of the state's generation."""
+        return self.state is not None and self.highest_generation > self.state.generation
+
+    def page_sizes(self) -> Iterator[int] | None:
+        """As many items as the limit may hold, then twice as many; whole pages where there is no limit."""
+        if self.token_limit is None:
+            return None
+        first = self.token_limit // TOKENS_PER_TURN + 2
+        return (first << page for page in range(20))
+
+    def wants(self, item: Item) -> bool:
+        """Whether this turn belongs to the window; where it does not, none of the older ones does."""
+        generation, number = codec.turn_numbers(item["sk"])
+        self.highest_generation = max(self.highest_generation, generation)
+        if generation != self.generation:
+            return False
+        self.newest = max(self.newest, number)
+        if self.state is not None and number < self.state.deleted_through[0]:
+            return False
+        if self.token_limit is None:
+            return True
+        if self.state is not None and number < self.state.archived_through[0]:
+            return False
+        return sum(turn.tokens for turn in self.turns) + int(item.get("tokens", 0)) <= self.token_limit
+
+    def add(self, turn: Turn) -> None:
+        """Take the turn as the marks leave it, if there is anything of it to show."""
+        if self.state is not None:
+            turn = _marked(turn, self.state)
+        if turn.status is TurnStatus.VOID or not (turn.messages or turn.status is TurnStatus.FAILED):
+            return
+        if self.token_limit is None or turn.shown_to_model:
+            self.turns.append(turn)
+
+
+def _seen_marks(window: Window) -> dict[str, Any]:
+    """Values of the UNMARKED condition."""
+    return {":seen_generation": window.generation, ":seen_marker": window.state.marker if window.state else ""}
+
+
+def _marked(turn: Turn, state: State) -> Turn:
+    """The turn without its deleted messages, and with its archived ones counted."""
+    deleted, archived = (
+        len(turn.messages) if turn.number < number else messages if turn.number == number else 0
+        for number, messages in (state.deleted_through, state.archived_through)
+    )
+    return replace(
+        turn,
+        messages=turn.messages[deleted:],
+        deleted=deleted,
+        archived=max(turn.archived, archived) - deleted if max(turn.archived, archived) > deleted else 0,
+    )
+
+
+def _answer(turn: Turn, request: Request) -> Turn | None:
+    """The turn, where it answered this request. Raises RequestIdReused where it was asked something else."""
+    if turn.request.id != request.id or turn.status is not TurnStatus.COMPLETE:
+        return None
+    if turn.request.body_hash != request.body_hash:
+        raise RequestIdReused(f"turn {turn.number} answered another request under the same id")
+    return turn

@@ -1,0 +1,236 @@
+"""One DynamoDB table, as the turn log calls it: asynchronous, counted, with errors that say whether a write may have
+been applied. The only module that imports boto3.
+
+Every conditional write asks for the item that refused it: the SDK retries writes that were applied though their
+response was lost, so that a refusal which shows one's own token is a success.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from boto3.dynamodb.types import Binary, TypeDeserializer, TypeSerializer
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+
+from memory.codec import Item
+from memory.turns import TableUnavailable, Usage
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+INDEX = "by_owner"
+TABLE_SCHEMA: dict[str, Any] = {
+    "AttributeDefinitions": [
+        {"AttributeName": "pk", "AttributeType": "S"},
+        {"AttributeName": "sk", "AttributeType": "S"},
+        {"AttributeName": "owner", "AttributeType": "S"},
+        {"AttributeName": "active_at", "AttributeType": "S"},
+    ],
+    "KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}, {"AttributeName": "sk", "KeyType": "RANGE"}],
+    "GlobalSecondaryIndexes": [
+        {
+            "IndexName": INDEX,
+            "KeySchema": [
+                {"AttributeName": "owner", "KeyType": "HASH"},
+                {"AttributeName": "active_at", "KeyType": "RANGE"},
+            ],
+            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["title", "created_at"]},
+        }
+    ],
+    "BillingMode": "PAY_PER_REQUEST",
+}
+"""Arguments of CreateTable: what `template.yaml` deploys, for tables made without it."""
+
+PERSISTENT = 3
+"""Attempts at a write that may be repeated, each with the SDK's own retry inside."""
+BATCH = 25
+_READS = ("query", "get_item")
+_NO_VERDICT = {
+    "InternalServerError",
+    "InternalFailure",
+    "ServiceUnavailable",
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "ThrottlingException",
+}
+# An executor of its own: tools that are stuck in the event loop's default one cannot hold up a commit.
+_EXECUTOR = ThreadPoolExecutor(max_workers=16, thread_name_prefix="dynamodb")
+_serialize = TypeSerializer().serialize
+_deserialize = TypeDeserializer().deserialize
+
+
+class Refused(Exception):
+    """A write's condition did not hold. `item` is what stood in its place, empty where there was nothing."""
+
+    def __init__(self, item: Item) -> None:
+        super().__init__("the condition did not hold")
+        self.item = item
+
+
+class Silent(TableUnavailable):
+    """The table gave no verdict: a write may have been applied, or not."""
+
+
+def connect(endpoint: str | None = None) -> "DynamoDBClient":
+    """A client whose calls end soon: at most two attempts of 1 s to connect and 2 s to answer."""
+    config = Config(
+        connect_timeout=1,
+        read_timeout=2,
+        retries={"total_max_attempts": 2, "mode": "standard"},
+        max_pool_connections=16,
+    )
+    return boto3.client("dynamodb", endpoint_url=endpoint, config=config)
+
+
+def create_table(client: "DynamoDBClient", name: str) -> None:
+    """Create the table where it does not exist yet, and wait until it takes requests."""
+    with contextlib.suppress(client.exceptions.ResourceInUseException):
+        client.create_table(TableName=name, **TABLE_SCHEMA)
+    client.get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+
+
+class Table:
+    """Calls to one table. Each raises Silent where no verdict came, and TableUnavailable where it never will."""
+
+    def __init__(self, client: "DynamoDBClient", name: str) -> None:
+        self.usage = Usage()
+        self._client = client
+        self._name = name
+
+    async def query(
+        self,
+        condition: str,
+        values: Mapping[str, Any],
+        *,
+        page_sizes: Iterator[int] | None = None,
+        index: str | None = None,
+        **options: Any,
+    ) -> AsyncIterator[list[Item]]:
+        """Pages of items, newest first; strongly consistent but for the index, which cannot be."""
+        options |= {"IndexName": index} if index else {"ConsistentRead": True}
+        start: dict[str, Any] = {}
+        while True:
+            page = await self._call(
+                "query",
+                KeyConditionExpression=condition,
+                ExpressionAttributeValues=_typed(values),
+                ScanIndexForward=False,
+                **options,
+                **({"Limit": next(page_sizes)} if page_sizes else {}),
+                **start,
+            )
+            yield [_plain(item) for item in page["Items"]]
+            if "LastEvaluatedKey" not in page:
+                return
+            start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
+
+    async def get(self, pk: str, sk: str) -> Item | None:
+        """One item, strongly consistent; None where there is none."""
+        response = await self._call("get_item", Key=_typed({"pk": pk, "sk": sk}), ConsistentRead=True)
+        return _plain(response["Item"]) if "Item" in response else None
+
+    async def put_new(self, item: Item) -> None:
+        """Put the item where nothing is yet, and try again where no verdict comes. Raises Refused."""
+        await self._call(
+            "put_item",
+            attempts=PERSISTENT,
+            Item=_typed(item),
+            ConditionExpression="attribute_not_exists(pk)",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+
+    async def put_all(self, items: Iterable[Item]) -> None:
+        """Put items whose keys nobody else writes."""
+        await asyncio.gather(*(self._call("put_item", attempts=PERSISTENT, Item=_typed(item)) for item in items))
+
+    async def delete_all(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Delete the items with these (pk, sk)."""
+        requests = [{"DeleteRequest": {"Key": _typed({"pk": pk, "sk": sk})}} for pk, sk in keys]
+        for i in range(0, len(requests), BATCH):
+            left = {self._name: requests[i : i + BATCH]}
+            while left:
+                response = await self._call("batch_write_item", attempts=PERSISTENT, RequestItems=left)
+                left = response.get("UnprocessedItems", {})
+
+    async def update(
+        self,
+        pk: str,
+        sk: str,
+        expression: str,
+        values: Mapping[str, Any],
+        *,
+        condition: str,
+        attempts: int = 1,
+    ) -> Item:
+        """One conditional update; names in both expressions are written `#name`. The new values. Raises Refused."""
+        names = set(re.findall(r"#(\w+)", f"{expression} {condition}"))
+        response = await self._call(
+            "update_item",
+            attempts=attempts,
+            Key=_typed({"pk": pk, "sk": sk}),
+            UpdateExpression=expression,
+            ConditionExpression=condition,
+            ExpressionAttributeNames={f"#{name}": name for name in names},
+            ExpressionAttributeValues=_typed(values),
+            ReturnValues="UPDATED_NEW",
+            ReturnValuesOnConditionCheckFailure="ALL_OLD",
+        )
+        return _plain(response.get("Attributes", {}))
+
+    async def _call(self, operation: str, *, attempts: int = 1, **arguments: Any) -> dict[str, Any]:
+        if "RequestItems" not in arguments:
+            arguments["TableName"] = self._name
+        call = partial(getattr(self._client, operation), ReturnConsumedCapacity="TOTAL", **arguments)
+        for attempt in range(1, attempts + 1):
+            self.usage.calls += 1
+            try:
+                response = await asyncio.get_running_loop().run_in_executor(_EXECUTOR, call)
+            except (ClientError, BotoCoreError) as error:
+                verdict = _verdict(error)
+                if attempt < attempts and isinstance(verdict, Silent):
+                    continue
+                raise verdict from error
+            self._count(operation, response.get("ConsumedCapacity"))
+            return dict(response)
+        raise AssertionError("a call makes at least one attempt")
+
+    def _count(self, operation: str, consumed: Any) -> None:
+        """Engines report one figure, or one for each table of a batch."""
+        figures = consumed if isinstance(consumed, list) else [consumed or {}]
+        units = float(sum(figure.get("CapacityUnits", 0) for figure in figures))
+        if operation in _READS:
+            self.usage.read_units += units
+        else:
+            self.usage.write_units += units
+
+
+def _verdict(error: ClientError | BotoCoreError) -> Refused | TableUnavailable:
+    """What an error of the SDK means for the call."""
+    if isinstance(error, HTTPClientError):
+        return Silent("the table did not answer")
+    if not isinstance(error, ClientError):
+        return TableUnavailable("the table could not be asked")
+    code = error.response.get("Error", {}).get("Code", "")
+    if code == "ConditionalCheckFailedException":
+        return Refused(_plain(dict(error.response).get("Item") or {}))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    kind = Silent if code in _NO_VERDICT or status >= 500 else TableUnavailable
+    return kind(f"the table answered {code}")
+
+
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _serialize(value) for name, value in values.items()}
+
+
+def _plain(item: Any) -> Item:
+    return {name: _unwrapped(_deserialize(value)) for name, value in item.items()}
+
+
+def _unwrapped(value: Any) -> Any:
+    return bytes(value) if isinstance(value, Binary) else value  # type: ignore[call-overload] # the stubs lack __bytes__

@@ -1,0 +1,337 @@
+"""Sessions, turns and windows, and the log that keeps them: what it guarantees is documented here, once."""
+
+import asyncio
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+Message = Mapping[str, Any]
+"""One LlamaIndex ``ChatMessage``, as its ``model_dump(mode="json")`` gives it."""
+
+Position = tuple[int, int]
+"""A place between two messages: all turns below this number, and so many messages of the turn that bears it."""
+
+START: Position = (0, 0)
+
+
+class ConversationError(Exception):
+    """Root of what this package raises on purpose."""
+
+
+class TurnInProgress(ConversationError):
+    """Another request of this session is being answered, and was not done in the time there was to wait."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the session is answering another request; its lease ends within {retry_after} s")
+        self.retry_after = retry_after
+        """Seconds until the other request is done or its lease has run out."""
+
+
+class ClaimRefused(ConversationError):
+    """The session moved on after it was loaded, or a claim ended in silence: load again."""
+
+
+class LeaseLost(ConversationError):
+    """Another request took the session over; nothing of this turn was stored, and nothing of it will be."""
+
+
+class RequestIdReused(ConversationError):
+    """The request id belongs to an earlier turn that was asked something else."""
+
+
+class DamagedTurn(ConversationError):
+    """A stored turn cannot be read: an unknown codec version, a broken payload, a missing part."""
+
+
+class TableUnavailable(ConversationError):
+    """The table did not do what it was asked (throttled, unreachable, misconfigured). The cause is chained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One conversation of one owner. The owner is part of every key: another owner's session does not exist."""
+
+    owner: str
+    id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What makes two requests the same one: the id, and the hash of everything that was asked under it."""
+
+    id: str
+    body_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSize:
+    """How much of a conversation the model was shown: whole turns, their tokens, and the limit they had to fit."""
+
+    turns: int
+    tokens: int
+    limit: int
+
+
+class TurnStatus(StrEnum):
+    """How a turn ended."""
+
+    COMPLETE = "complete"
+    FAILED = "failed"
+    """The agent gave no answer: kept for people to see, never shown to the model."""
+    VOID = "void"
+    """Holds a number while a history is rewritten, so that nobody who was overtaken can take it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A user's message and all that came of it: tool calls, tool results, the answer. Stored whole or not at all."""
+
+    generation: int
+    number: int
+    token: str
+    """Of the attempt that stored it."""
+    status: TurnStatus
+    request: Request
+    messages: tuple[Message, ...]
+    tokens: int
+    """What its messages take of a window."""
+    window: WindowSize
+    """What the model was shown of the turns before it."""
+    started_at: datetime
+    finished_at: datetime
+    instance: str
+    """Name of the process that answered."""
+    failure: str | None = None
+    """Code of what went wrong in a failed turn."""
+    archived: int = 0
+    """How many of its messages, from the first, were archived by LlamaIndex's Memory."""
+    deleted: int = 0
+    """How many messages before the first one here were deleted."""
+
+    @property
+    def answer(self) -> str:
+        """The text of the last message that the assistant wrote."""
+        for message in reversed(self.messages):
+            if message["role"] == "assistant":
+                texts = (block["text"] for block in message["blocks"] if block["block_type"] == "text")
+                return "\n".join(texts)
+        return ""
+
+    @property
+    def shown_to_model(self) -> bool:
+        """Whether a window may hold this turn: it was answered, and is whole."""
+        return self.status is TurnStatus.COMPLETE and not self.archived and not self.deleted
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """The one small item beside a session's log. Claiming a turn is a compare-and-swap of its ``holder``."""
+
+    generation: int
+    number: int
+    """The number claimed last; 0 where no turn was claimed in this generation."""
+    holder: str
+    """Random token of the attempt that claimed last."""
+    lease_until: datetime
+    recent: tuple[bytes, ...] = ()
+    """Hashes of the request ids of the last claims, oldest first; the last one belongs to ``number``."""
+    archived_through: Position = START
+    deleted_through: Position = START
+    marker: str = ""
+    """Random token of whoever moved one of the two last."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A session as one load found it: its newest whole turns that fit the token limit, and whose turn it is."""
+
+    session: Session
+    state: State | None
+    """None where the session has no state: it is new, or its tombstone has expired."""
+    generation: int
+    next_number: int
+    turns: tuple[Turn, ...]
+    """Oldest first."""
+    token_limit: int | None
+    """None where everything was asked for."""
+    answered: Turn | None = None
+    """The complete turn that answered this very request before."""
+    busy_seconds: float = 0
+    """What is left of the lease of a turn that is being answered; 0 where nobody holds the session."""
+    damaged: tuple[int, ...] = ()
+    """Numbers of the turns that could not be read."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(turn.tokens for turn in self.turns)
+
+    @property
+    def total_turns(self) -> int:
+        """How many turns were stored before the next one, failed ones included."""
+        return self.next_number - 1
+
+    @property
+    def size(self) -> WindowSize:
+        return WindowSize(turns=len(self.turns), tokens=self.tokens, limit=self.token_limit or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """The right to store one turn, and what is known of that turn before it is answered."""
+
+    session: Session
+    generation: int
+    number: int
+    token: str
+    request: Request
+    window: WindowSize
+    claimed_at: datetime
+
+    def completed(self, messages: Sequence[Message], *, tokens: int, at: datetime, instance: str) -> Turn:
+        """The turn with everything that the agent and its tools said."""
+        return self._turn(TurnStatus.COMPLETE, messages, tokens=tokens, at=at, instance=instance)
+
+    def failed(self, code: str, messages: Sequence[Message], *, at: datetime, instance: str) -> Turn:
+        """The turn that got no answer: what the user said, and why nothing came of it."""
+        return self._turn(TurnStatus.FAILED, messages, tokens=0, at=at, instance=instance, failure=code)
+
+    def void(self) -> Turn:
+        """A turn that says nothing and only holds its number."""
+        return self._turn(TurnStatus.VOID, (), tokens=0, at=self.claimed_at, instance="")
+
+    def _turn(
+        self,
+        status: TurnStatus,
+        messages: Sequence[Message],
+        *,
+        tokens: int,
+        at: datetime,
+        instance: str,
+        failure: str | None = None,
+    ) -> Turn:
+        return Turn(
+            generation=self.generation,
+            number=self.number,
+            token=self.token,
+            status=status,
+            request=self.request,
+            messages=tuple(messages),
+            tokens=tokens,
+            window=self.window,
+            started_at=self.claimed_at,
+            finished_at=at,
+            instance=instance,
+            failure=failure,
+        )
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """What a log has asked of its table so far, as the table counts it."""
+
+    calls: int = 0
+    read_units: float = 0
+    write_units: float = 0
+
+
+class TurnLog(Protocol):
+    """The turns of many sessions, each a sequence numbered 1, 2, 3 ... without holes.
+
+    - A turn is stored whole or not at all, and is in the table when ``commit`` returns.
+    - A number is given out once. Whoever claims it has loaded after the number below it was stored, so that every
+      stored turn was answered in view of all turns before it, whatever clocks, retries and crashes do.
+    - While a lease holds, nobody else can claim; the lease only saves work, no correctness rests on it.
+    - Loads are strongly consistent.
+    - A deleted session is empty from the moment that ``delete`` wrote: no turn of before comes back, and neither does
+      one that was in flight.
+
+    Every method raises TableUnavailable where the table does not answer.
+    """
+
+    @property
+    def usage(self) -> Usage:
+        """What this log has asked of its table so far."""
+        ...
+
+    async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
+        """The newest whole turns of a session that fit the limit together; all of them where it is None.
+
+        The handler's windows (with a limit) hold complete turns only, and none of which something was archived or
+        deleted. Raises RequestIdReused where the request's id answered something else.
+        """
+        ...
+
+    async def claim(self, window: Window, request: Request, *, title: str = "") -> Claim:
+        """Take the window's next number. Raises ClaimRefused where the session moved on since it was loaded."""
+        ...
+
+    async def renew(self, claim: Claim) -> None:
+        """Lengthen the lease of a turn that takes long. Raises LeaseLost where the session was taken over."""
+        ...
+
+    async def commit(self, claim: Claim, turn: Turn) -> Turn:
+        """Store the turn and return it; or return the complete one which answered the same request in its place.
+
+        Raises LeaseLost where another request's turn has the number: nothing of this one is stored then.
+        """
+        ...
+
+    async def delete(self, session: Session) -> bool:
+        """Empty the session at once, and remove what it held; False where removing is not finished: call again."""
+        ...
+
+    async def rewrite(self, window: Window, turns: Sequence[Turn]) -> None:
+        """Replace everything in a window that was loaded without a limit by these turns, in one step for all readers.
+
+        Raises TurnInProgress where a turn is being answered, ClaimRefused or LeaseLost where the session moved on since
+        it was loaded. Nothing is changed then.
+        """
+        ...
+
+    async def mark(self, window: Window, *, archived: Position = START, deleted: Position = START) -> None:
+        """Archive or delete all messages before a position. Raises ClaimRefused where somebody else did meanwhile."""
+        ...
+
+    async def sessions(self, owner: str) -> list[str]:
+        """Ids of the owner's sessions, the last active first, from an index that may lag behind by a moment."""
+        ...
+
+
+async def take_turn(
+    log: TurnLog,
+    session: Session,
+    request: Request,
+    *,
+    token_limit: int | None,
+    patience: float,
+    title: str = "",
+) -> tuple[Window, Claim | None]:
+    """Load the session, wait while another request is answered, claim the next turn: over again until it is ours.
+
+    ``patience`` is the longest wait in seconds. There is no claim where the window shows that this very request was
+    answered before. Raises TurnInProgress beyond the patience, and what ``load`` raises.
+    """
+    clock = asyncio.get_running_loop().time
+    give_up = clock() + patience
+    while True:
+        window = await log.load(session, token_limit=token_limit, request=request)
+        if window.answered:
+            return window, None
+        if not window.busy_seconds:
+            try:
+                return window, await log.claim(window, request, title=title)
+            except ClaimRefused:
+                pass  # somebody was faster, and nobody acts on an older load
+        if clock() >= give_up:
+            raise TurnInProgress(max(1, math.ceil(window.busy_seconds)))
+        await asyncio.sleep(random.uniform(0.05, 0.35))  # noqa: S311 - jitter, so that waiting requests do not march in step
+
+
+def utc_now() -> datetime:
+    """The time now, aware of its zone, in whole milliseconds as the table keeps it."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)

@@ -1,0 +1,143 @@
+"""The chat function as API Gateway calls it: real events, a real engine, a real model server over HTTP."""
+
+import io
+import json
+import logging
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from llama_index.llms.openai import OpenAI
+
+from handlers import chat, model, report, settings
+from local import demo_model
+from tests.conftest import TABLE, Store, event_named, store_at
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[str]:
+    """Endpoint of the demo model."""
+    with demo_model.start() as server:
+        yield server.endpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _event_loop_of_the_process() -> Iterator[None]:
+    """The loop that the handler keeps lives as long as the process, here as long as the tests."""
+    yield
+    chat._loop().close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What Lambda hands over beside the event."""
+
+    function_name: str = "chat"
+    memory_limit_in_mb: int = 1024
+    invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:chat"
+    aws_request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    seconds: float = 28
+
+    def get_remaining_time_in_millis(self) -> int:
+        return round(self.seconds * 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A response, taken apart."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
+    cookies: list[str]
+    line: dict[str, Any]
+    """The log line of the request."""
+
+    @property
+    def token(self) -> str | None:
+        return self.headers.get("x-session-token")
+
+
+class Service:
+    """The chat function of one deployment."""
+
+    def __init__(self, store: Store, model_endpoint: str, log: io.StringIO) -> None:
+        self.store, self._model, self._log = store, model_endpoint, log
+
+    def invoke(self, event: dict[str, Any], *, seconds: float = 28) -> Reply:
+        """Hand an event to the handler."""
+        self._log.seek(0)
+        self._log.truncate()
+        result = chat.handler(event, Context(seconds=seconds))  # type: ignore[arg-type]
+        lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
+        turns = [line for line in lines if line["message"] == "turn"]
+        assert len(turns) <= 1
+        return Reply(
+            status=result["statusCode"],
+            body=json.loads(result["body"]),
+            headers={name.lower(): value for name, value in result["headers"].items()},
+            cookies=result.get("cookies", []),
+            line=turns[0] if turns else {},
+        )
+
+    def say(
+        self, message: Any, *, token: str | None = None, session: Any = None, seconds: float = 28, **headers: str
+    ) -> Reply:
+        """POST /chat with a message."""
+        body = {"message": message} | ({"session_id": session} if session is not None else {})
+        return self.post(json.dumps(body), token=token, seconds=seconds, **headers)
+
+    def post(self, body: str | None, *, token: str | None = None, seconds: float = 28, **headers: str) -> Reply:
+        """POST /chat with any body."""
+        event = event_named("chat_first_request")
+        event["headers"] |= {name.replace("_", "-"): value for name, value in headers.items()}
+        event["requestContext"]["requestId"] = uuid.uuid4().hex
+        event["body"] = body
+        if token:
+            event["headers"]["x-session-token"] = token
+        return self.invoke(event, seconds=seconds)
+
+    def model_received(self) -> list[list[dict[str, Any]]]:
+        """The messages of each request that reached the model since the test began."""
+        with urllib.request.urlopen(f"{self._model}/requests") as response:  # noqa: S310 - loopback
+            received: list[list[dict[str, Any]]] = json.loads(response.read())
+            return received
+
+
+@pytest.fixture
+def service(dynoxide: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """The function on dynoxide and the demo model, in the anonymous mode, with nothing in its memory."""
+    environment = {
+        "TABLE_NAME": TABLE,
+        "DYNAMODB_ENDPOINT": dynoxide,
+        "OPENAI_API_BASE": f"{demo}/v1",
+        "OPENAI_API_KEY": "none",
+        "OPENAI_MODEL": "demo",
+        "MODEL_RETRIES": "1",
+        "SIGNING_SECRET": "a-secret-of-the-tests",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    forget_settings()
+    captured = io.StringIO()
+    handler = logging.StreamHandler(captured)
+    handler.setFormatter(report.logger.registered_formatter)
+    report.logger.addHandler(handler)
+    urllib.request.urlopen(urllib.request.Request(f"{demo}/requests", method="DELETE")).close()  # noqa: S310 - loopback
+    models: list[OpenAI] = []
+    monkeypatch.setattr(chat, "chat_model", lambda found: models.append(model.chat_model(found)) or models[-1])
+    yield Service(store_at(dynoxide), demo, captured)
+    report.logger.removeHandler(handler)
+    forget_settings()
+    for used in models:
+        chat._loop().run(used._get_aclient().close())
+
+
+def forget_settings() -> None:
+    """As a new process starts: nothing was read from the environment yet."""
+    settings.current.cache_clear()
+    model.chat_model.cache_clear()
+    chat._table_client.cache_clear()

@@ -1,0 +1,372 @@
+"""POST /chat, from the event to the response and the log line."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from handlers import conversation
+from tests.conftest import event_named
+from tests.handlers.conftest import Service, forget_settings
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    """Change settings as a deployment would, by the environment."""
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    forget_settings()
+
+
+def test_it_remembers_what_was_said_before(service: Service) -> None:
+    """The second turn is answered in view of the first."""
+    first = service.say("My name is Ada")
+    second = service.say("What is my name?", token=first.token)
+    assert (first.status, second.status) == (200, 200)
+    assert second.body["answer"] == "Your name is Ada."
+    assert second.body["turn"] == 2
+
+
+def test_an_answer_says_what_it_remembered_and_who_asked(service: Service) -> None:
+    """The body has the answer, its place, and the window that the model was shown."""
+    first = service.say("Hello")
+    second = service.say("Hello again", token=first.token, idempotency_key="my-key")
+    assert first.body["identity"] == "new"
+    assert set(second.body) == {"answer", "session_id", "turn", "request_id", "memory", "identity"}
+    assert second.body["session_id"] == "default"
+    assert second.body["request_id"] == "my-key"
+    assert second.body["identity"] == "token"
+    assert second.body["memory"]["turns_in_window"] == second.body["memory"]["turns_total"] == 1
+    assert second.body["memory"]["token_limit"] == 10_000
+    assert second.body["memory"]["window_tokens"] > 0
+
+
+def test_turns_in_window_are_the_turns_that_the_model_received(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the response says of the window is what went over the wire: all of those turns, and no other."""
+    configure(monkeypatch, TOKEN_LIMIT="100")
+    token = service.say("I am number 0").token
+    for i in range(1, 12):
+        reply = service.say(f"I am number {i}", token=token)
+        received = [m["content"] for m in service.model_received()[-1] if m["role"] == "user"]
+        shown = reply.body["memory"]["turns_in_window"]
+        assert received == [f"I am number {n}" for n in range(i - shown, i + 1)]
+        assert reply.body["memory"]["window_tokens"] <= 100
+    assert 0 < shown < 11
+
+
+def test_tool_calls_are_part_of_the_turn(service: Service) -> None:
+    """The call and its result are stored with the turn, and reach the model again in order."""
+    first = service.say("Add up 1, 2 and 3.5")
+    assert "6.5" in first.body["answer"]
+    service.say("Thank you", token=first.token)
+    assert [m["role"] for m in service.model_received()[-1]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "user",
+    ]
+
+
+def test_sessions_of_one_caller_are_apart(service: Service) -> None:
+    """Each session id is a conversation of its own, whether it comes in the body or in the header."""
+    token = service.say("My name is Ada").token
+    named = service.say("What is my name?", token=token, session="other")
+    assert "don't know" in named.body["answer"]
+    assert named.body["session_id"] == "other"
+    by_header = service.say("What is my name?", token=token, x_session_id="other")
+    assert (by_header.body["session_id"], by_header.body["turn"]) == ("other", 2)
+    assert service.say("What is my name?", token=token, session="default").body["answer"] == "Your name is Ada."
+
+
+def test_the_body_names_the_session_before_the_header(service: Service) -> None:
+    """Where both name one, the body decides."""
+    token = service.say("Hello").token
+    assert service.say("Hello", token=token, session="body", x_session_id="header").body["session_id"] == "body"
+
+
+def test_an_idempotency_key_is_answered_once(service: Service) -> None:
+    """The same key with the same request gets the stored answer, says so, and asks no model again."""
+    token = service.say("Hello").token
+    first = service.say("My name is Ada", token=token, idempotency_key="k")
+    asked = len(service.model_received())
+    again = service.say("My name is Ada", token=token, idempotency_key="k")
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.body == first.body
+    assert again.line["replayed"] is True
+    assert len(service.model_received()) == asked
+
+
+def test_without_a_key_each_request_is_a_turn(service: Service) -> None:
+    """Saying the same twice is two turns."""
+    token = service.say("Hello").token
+    assert [service.say("Hello", token=token).body["turn"] for _ in range(2)] == [2, 3]
+
+
+BAD_INPUT: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no body": ({"body": None}, 400, "body"),
+    "empty body": ({"body": ""}, 400, "body"),
+    "broken JSON": ({"body": '{"message": '}, 400, "body"),
+    "no JSON": ({"body": "hello"}, 400, "body"),
+    "no object": ({"body": '["message"]'}, 400, "body"),
+    "deep JSON": ({"body": "[" * 100_000}, 400, "body"),
+    "lone surrogate": ({"body": '{"message": "\\ud800"}'}, 400, "body"),
+    "no UTF-8": ({"body": "\ud800"}, 400, "body"),
+    "no message": ({"body": "{}"}, 400, "message"),
+    "empty message": ({"body": '{"message": ""}'}, 400, "message"),
+    "blank message": ({"body": '{"message": " \\n"}'}, 400, "message"),
+    "message of a wrong type": ({"body": '{"message": 7}'}, 400, "message"),
+    "null message": ({"body": '{"message": null}'}, 400, "message"),
+    "too long a message": ({"body": json.dumps({"message": "x" * 32_001})}, 413, "message"),
+    "unknown field": ({"body": '{"message": "hi", "sessionId": "a"}'}, 400, "sessionId"),
+    "session id of a wrong type": ({"body": '{"message": "hi", "session_id": 7}'}, 400, "session_id"),
+    "session id with a space": ({"body": '{"message": "hi", "session_id": "a b"}'}, 400, "session_id"),
+    "session id with a line end": ({"body": '{"message": "hi", "session_id": "a\\n"}'}, 400, "session_id"),
+    "empty session id": ({"body": '{"message": "hi", "session_id": ""}'}, 400, "session_id"),
+    "session id too long": ({"body": json.dumps({"message": "hi", "session_id": "a" * 129})}, 400, "session_id"),
+    "session header with a slash": ({"body": '{"message": "hi"}', "x_session_id": "a/b"}, 400, "x-session-id"),
+    "empty key": ({"body": '{"message": "hi"}', "idempotency_key": ""}, 400, "Idempotency-Key"),
+    "key too long": ({"body": '{"message": "hi"}', "idempotency_key": "k" * 256}, 400, "Idempotency-Key"),
+    "key with a space": ({"body": '{"message": "hi"}', "idempotency_key": "a b"}, 400, "Idempotency-Key"),
+    "key that was used": ({"body": '{"message": "hi"}', "idempotency_key": "used"}, 422, "Idempotency-Key"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_by_name_and_harms_nothing(service: Service, case: str) -> None:
+    """The problem names the field and says what to do; nothing is stored, and the next good request works."""
+    token = service.say("My name is Ada", idempotency_key="used").token
+    request, status, field = BAD_INPUT[case]
+    reply = service.post(**request, token=token)
+    assert (reply.status, reply.body["status"], reply.body["field"]) == (status, status, field)
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.body["type"] == "urn:rehydrate:problem:invalid-request"
+    assert len(reply.body["detail"]) > 20
+    after = service.say("What is my name?", token=token)
+    assert (after.body["answer"], after.body["turn"]) == ("Your name is Ada.", 2)
+
+
+@pytest.mark.parametrize("session", [{"session": "mine"}, {"x_session_id": "mine"}])
+def test_a_session_without_a_token_is_refused(service: Service, session: dict[str, str]) -> None:
+    """Naming a conversation and bringing no token is 401, and no new identity: it would be answered from nothing."""
+    reply = service.say("Hello", **session)
+    assert reply.status == 401
+    assert "session token" in reply.body["detail"]
+    assert reply.token is None
+    assert reply.cookies == []
+
+
+@pytest.mark.parametrize("carrier", ["header", "cookie"])
+@pytest.mark.parametrize("fault", ["forged", "empty", "of another secret"])
+def test_a_token_that_does_not_hold_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch, carrier: str, fault: str
+) -> None:
+    """A forged token is 401 and clears the cookie; it never becomes a new identity."""
+    token = service.say("Hello").token
+    assert token
+    bad = {"forged": token[:-2] + "xx", "empty": "", "of another secret": token}[fault]
+    if fault == "of another secret":
+        configure(monkeypatch, SIGNING_SECRET="another")
+    event = event_named("chat_first_request")
+    event["headers"] |= {"x-session-token": bad} if carrier == "header" else {}
+    event["cookies"] = [f"__Host-rehydrate={bad}"] if carrier == "cookie" else []
+    reply = service.invoke(event)
+    assert reply.status == 401
+    assert reply.token is None
+    assert [cookie.startswith("__Host-rehydrate=; ") and "Max-Age=0" in cookie for cookie in reply.cookies] == [True]
+
+
+def test_the_cookie_is_for_the_browser_alone(service: Service) -> None:
+    """HttpOnly, Secure, for the whole host and no other, and not sent along from other sites."""
+    (cookie,) = service.say("Hello").cookies
+    name, *flags = cookie.split("; ")
+    assert name.startswith("__Host-rehydrate=")
+    assert {"HttpOnly", "Secure", "SameSite=Lax", "Path=/"} <= set(flags)
+    assert not any(flag.startswith("Domain") for flag in flags)
+
+
+EVENTS = {
+    "chat_first_request": ("token", 200, "new"),
+    "chat_jwt": ("jwt", 200, "jwt"),
+    "chat_lambda_authorizer": ("lambda", 200, "lambda"),
+    "chat_iam": ("iam", 200, "iam"),
+    "chat_base64_body": ("token", 200, "new"),
+    "chat_no_body": ("token", 400, None),
+    "chat_broken_json": ("token", 400, None),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_the_events_of_the_examples_are_answered(service: Service, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Each example event does what its name says."""
+    sources, status, identity = EVENTS[name]
+    configure(monkeypatch, IDENTITY_SOURCES=sources)
+    reply = service.invoke(event_named(name))
+    assert (reply.status, reply.body.get("identity")) == (status, identity)
+
+
+@pytest.mark.parametrize(
+    "name", ["chat_with_cookie", "chat_with_token_header", "chat_session_header", "chat_idempotency_key"]
+)
+def test_the_events_with_a_token_are_answered(service: Service, name: str) -> None:
+    """The examples that carry a token continue the conversation of its owner."""
+    token = service.say("Hello").token
+    assert token
+    event = json.loads(json.dumps(event_named(name)).replace("TOKEN", token).replace("rehydrate=", "__Host-rehydrate="))
+    if token not in json.dumps(event):
+        event["headers"]["x-session-token"] = token
+    reply = service.invoke(event)
+    assert (reply.status, reply.body["identity"]) == (200, "token")
+
+
+@pytest.mark.parametrize("source", ["jwt", "lambda", "iam"])
+def test_a_request_without_the_authorizer_claims_is_refused(
+    service: Service, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """Where an authorizer names the owner, a request without its claims is 401, whatever else it brings."""
+    token = service.say("Hello").token
+    configure(monkeypatch, IDENTITY_SOURCES=source)
+    reply = service.say("Hello", token=token)
+    assert reply.status == 401
+    assert reply.token is None
+
+
+def test_a_caller_with_claims_keeps_one_conversation(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claims are the identity: no token is handed out, and the next request continues."""
+    configure(monkeypatch, IDENTITY_SOURCES="jwt")
+    event = event_named("chat_jwt")
+    event["requestContext"]["authorizer"]["jwt"]["claims"]["sub"] = service.store.owner
+    event |= {"isBase64Encoded": False, "body": '{"message": "My name is Ada"}'}
+    first = service.invoke(event)
+    event["requestContext"]["requestId"] = "another"
+    second = service.invoke(event | {"body": '{"message": "What is my name?"}'})
+    assert second.body["answer"] == "Your name is Ada."
+    assert first.token is None
+
+
+def test_a_failing_model_costs_the_turn_and_not_the_conversation(service: Service) -> None:
+    """A model's error is 502; the failed message is kept for people, and no later request shows it to the model."""
+    token = service.say("My name is Ada").token
+    failed = service.say("please fail with status 500", token=token)
+    assert (failed.status, failed.body["code"], failed.line["outcome"]) == (502, "model_error", "model_error")
+    after = service.say("What is my name?", token=token)
+    assert after.body["answer"] == "Your name is Ada."
+    assert after.body["turn"] == 3
+    assert "fail" not in json.dumps(service.model_received()[-1])
+
+
+def test_a_retry_of_a_failed_turn_is_a_new_turn(service: Service) -> None:
+    """A failure is not replayed: the same key runs the agent again."""
+    token = service.say("Hello").token
+    replies = [service.say("please fail with status 500", token=token, idempotency_key="k") for _ in range(2)]
+    assert [(reply.status, reply.line["turn"]) for reply in replies] == [(502, 2), (502, 3)]
+
+
+def test_an_agent_that_takes_too_long_is_stopped(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past its time an agent is cancelled, the turn fails with 504, and the conversation goes on."""
+    token = service.say("My name is Ada").token
+    monkeypatch.setattr(conversation, "COMMIT_SECONDS", 0.5)
+    monkeypatch.setattr(conversation, "AGENT_SECONDS", 0.1)
+    late = service.say("please wait 30 seconds", token=token, seconds=1.5)
+    assert (late.status, late.body["code"]) == (504, "timeout")
+    assert service.say("What is my name?", token=token).body["answer"] == "Your name is Ada."
+
+
+def test_a_model_that_does_not_answer_in_time_is_a_timeout(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own limit is 504 as well, and told apart in the code."""
+    token = service.say("Hello").token
+    configure(monkeypatch, MODEL_TIMEOUT_SECONDS="0.5")
+    late = service.say("please wait 30 seconds", token=token)
+    assert (late.status, late.body["code"]) == (504, "model_timeout")
+
+
+def test_a_turn_is_not_begun_without_the_time_to_end_it(service: Service) -> None:
+    """With too little time left the answer is 503, and nothing was stored."""
+    token = service.say("Hello").token
+    reply = service.say("Hello", token=token, seconds=15)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert service.say("Hello", token=token).body["turn"] == 2
+
+
+def test_a_table_that_is_gone_is_unavailable(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller gets a clean 503, and the log has the cause."""
+    configure(monkeypatch, TABLE_NAME="no-such-table")
+    reply = service.say("Hello")
+    assert (reply.status, reply.body["type"]) == (503, "urn:rehydrate:problem:unavailable")
+    assert reply.line["cause"][-1]["code"] == "ResourceNotFoundException"
+    assert reply.line["level"] == "ERROR"
+
+
+def test_a_missing_setting_is_logged_by_name(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment without a signing secret answers 500, and says in the log which setting is missing."""
+    configure(monkeypatch, SIGNING_SECRET="")
+    reply = service.say("Hello")
+    assert reply.status == 500
+    assert "SIGNING_SECRET" in reply.line["cause"][0]["detail"]
+    assert "SIGNING_SECRET" not in json.dumps(reply.body)
+
+
+def test_the_log_line_shows_a_memory_fault_at_a_glance(service: Service) -> None:
+    """One line a turn has everything that says why an agent forgot, and what the turn cost."""
+    token = service.say("Hello").token
+    line = service.say("Hello", token=token, session="talk").line
+    assert {
+        "session_id": "talk",
+        "identity": "token",
+        "turn": 1,
+        "token_limit": 10_000,
+        "window_tokens": 0,
+        "turns_in_window": 0,
+        "turns_total": 0,
+        "dynamodb_calls": 3,
+        "outcome": "answered",
+        "replayed": False,
+        "status": 200,
+        "level": "INFO",
+    }.items() <= line.items()
+    for name in ("owner", "request_id", "instance", "cold_start", "read_units", "write_units"):
+        assert name in line
+    for step in ("load_ms", "agent_ms", "commit_ms"):
+        assert isinstance(line[step], int)
+    assert "anonymous" not in line["owner"]
+
+
+def test_a_window_that_nothing_fits_is_a_warning(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that forgets because of its limit says so in its log."""
+    token = service.say("Hello").token
+    configure(monkeypatch, TOKEN_LIMIT="1")
+    line = service.say("Hello", token=token).line
+    assert line["level"] == "WARNING"
+    assert "TOKEN_LIMIT" in line["hint"]
+
+
+@pytest.mark.parametrize("message", ["My code is xyzzy", "please fail with status 500 xyzzy"])
+def test_no_log_has_what_was_said(
+    service: Service, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], message: str
+) -> None:
+    """Neither our lines nor those of the libraries quote a message or an answer."""
+    caplog.set_level(logging.INFO)
+    line = service.say(message).line
+    out, err = capfd.readouterr()
+    assert "xyzzy" not in caplog.text + out + err + json.dumps(line)
+
+
+def test_another_route_is_a_problem(service: Service) -> None:
+    """A route that is not there is 404, as a problem that names the one that is."""
+    event = event_named("chat_first_request")
+    event |= {"rawPath": "/other", "routeKey": "POST /other"}
+    event["requestContext"]["http"]["path"] = "/other"
+    reply = service.invoke(event)
+    assert (reply.status, reply.headers["content-type"]) == (404, "application/problem+json")
+    assert "POST /chat" in reply.body["detail"]
+
+
+def test_an_event_that_is_none_is_answered_cleanly(service: Service) -> None:
+    """Whatever is handed to the function, no stack trace gets out."""
+    reply = service.invoke({})
+    assert reply.status == 500
+    assert "Traceback" not in json.dumps(reply.body)

@@ -1,0 +1,341 @@
+"""LlamaIndex's chat stores over the log: the durable drop-in, and the store of one turn."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ThinkingBlock, ToolCallBlock
+from llama_index.core.memory import Memory
+from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
+from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from memory.chat_store import DynamoDBChatStore, TurnChatStore, count_tokens, turn_memory
+from tests.conftest import Store, say
+
+ACTIVE, ARCHIVED = MessageStatus.ACTIVE, MessageStatus.ARCHIVED
+Steps = Callable[[AsyncDBChatStore], Awaitable[Any]]
+
+
+def message(text: str, role: str = "user") -> ChatMessage:
+    return ChatMessage(role=role, content=text)
+
+
+def messages(texts: str) -> list[ChatMessage]:
+    return [message(text, "user" if i % 2 == 0 else "assistant") for i, text in enumerate(texts)]
+
+
+def texts(found: list[ChatMessage]) -> str:
+    return "".join(one.content or "-" for one in found)
+
+
+@pytest.fixture
+def chat_store(store: Store) -> DynamoDBChatStore:
+    return DynamoDBChatStore(log=store.log(), owner=store.owner)
+
+
+async def added(store: AsyncDBChatStore) -> None:
+    await store.add_message("k", message("a"))
+    await store.add_messages("k", messages("bc"))
+    await store.add_message("k", message("d"), ARCHIVED)
+
+
+async def was_set(store: AsyncDBChatStore) -> None:
+    await added(store)
+    await store.set_messages("k", messages("xyz"))
+
+
+async def was_set_archived(store: AsyncDBChatStore) -> None:
+    await added(store)
+    await store.set_messages("k", messages("xyz"), ARCHIVED)
+    await store.add_message("k", message("w"))
+
+
+async def was_set_to_nothing(store: AsyncDBChatStore) -> None:
+    await added(store)
+    await store.set_messages("k", [])
+
+
+async def archived(store: AsyncDBChatStore) -> Any:
+    await store.add_messages("k", messages("abcd"))
+    first = await store.archive_oldest_messages("k", 1)
+    second = await store.archive_oldest_messages("k", 2)
+    return texts(first), texts(second), texts(await store.archive_oldest_messages("k", 9))
+
+
+async def archived_around_an_archived_one(store: AsyncDBChatStore) -> Any:
+    await added(store)
+    await store.add_messages("k", messages("ef"))
+    return texts(await store.archive_oldest_messages("k", 4))
+
+
+async def deleted_from_the_front(store: AsyncDBChatStore) -> Any:
+    await store.add_messages("k", messages("abc"))
+    await store.add_messages("k", messages("de"))
+    return texts(await store.delete_oldest_messages("k", 2)), texts(await store.delete_oldest_messages("k", 2))
+
+
+async def deleted_behind_archived_ones(store: AsyncDBChatStore) -> Any:
+    await store.add_messages("k", messages("abcde"))
+    await store.archive_oldest_messages("k", 2)
+    return texts(await store.delete_oldest_messages("k", 1))
+
+
+async def deleted_to_the_last(store: AsyncDBChatStore) -> Any:
+    await store.add_messages("k", messages("ab"))
+    return texts(await store.delete_oldest_messages("k", 5))
+
+
+async def deleted_by_status(store: AsyncDBChatStore) -> None:
+    await added(store)
+    await store.delete_messages("k", ACTIVE)
+
+
+async def deleted_the_archived(store: AsyncDBChatStore) -> None:
+    await added(store)
+    await store.delete_messages("k", ARCHIVED)
+
+
+async def deleted_all(store: AsyncDBChatStore) -> None:
+    await added(store)
+    await store.delete_messages("k")
+
+
+async def deleted_and_begun_again(store: AsyncDBChatStore) -> None:
+    await deleted_all(store)
+    await store.add_messages("k", messages("new"))
+
+
+async def nothing_at_all(store: AsyncDBChatStore) -> Any:
+    await store.delete_messages("k")
+    await store.delete_messages("k", ACTIVE)
+    return texts(await store.archive_oldest_messages("k", 1)), texts(await store.delete_oldest_messages("k", 1))
+
+
+async def several_keys(store: AsyncDBChatStore) -> None:
+    await added(store)
+    await store.add_message("other key/with #", message("o"))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        added,
+        was_set,
+        was_set_archived,
+        was_set_to_nothing,
+        archived,
+        archived_around_an_archived_one,
+        deleted_from_the_front,
+        deleted_behind_archived_ones,
+        deleted_to_the_last,
+        deleted_by_status,
+        deleted_the_archived,
+        deleted_all,
+        deleted_and_begun_again,
+        nothing_at_all,
+        several_keys,
+    ],
+)
+async def test_it_shows_what_llama_index_own_store_shows(chat_store: DynamoDBChatStore, steps: Steps) -> None:
+    """After the same calls, messages, their order and status, counts, pages and keys equal SQLAlchemyChatStore's."""
+
+    async def visible(store: AsyncDBChatStore) -> Any:
+        returned = await steps(store)
+        shown = [
+            texts(await store.get_messages("k", status, limit, offset))
+            for status in (ACTIVE, ARCHIVED, None)
+            for limit, offset in [(None, None), (2, None), (1, 1), (0, 0), (9, 2), (None, 1)]
+            if limit is not None or offset is None
+        ]
+        counts = [await store.count_messages("k", status) for status in (ACTIVE, ARCHIVED, None)]
+        return returned, shown, counts, sorted(await store.get_keys())
+
+    engine = create_async_engine("sqlite+aiosqlite:///:memory:")
+    try:
+        theirs = SQLAlchemyChatStore(table_name="messages", async_engine=engine)
+        assert await visible(chat_store) == await visible(theirs)
+    finally:
+        await engine.dispose()
+
+
+async def test_adding_nothing_does_nothing(chat_store: DynamoDBChatStore) -> None:
+    """An empty batch is no turn, and makes no key."""
+    await chat_store.add_messages("k", [])
+    assert await chat_store.get_keys() == []
+
+
+async def test_a_message_is_deleted_by_its_index_among_the_active_ones(chat_store: DynamoDBChatStore) -> None:
+    """Index 0 is the oldest active message; one that is not there deletes nothing."""
+    await chat_store.add_messages("k", messages("abcd"))
+    await chat_store.archive_oldest_messages("k", 1)
+    deleted = await chat_store.delete_message("k", 1)
+    assert deleted is not None
+    assert deleted.content == "c"
+    assert await chat_store.delete_message("k", 9) is None
+    assert await chat_store.delete_message("k", -1) is None
+    assert texts(await chat_store.get_messages("k", None)) == "abd"
+
+
+async def test_every_kind_of_message_comes_back_as_it_was(chat_store: DynamoDBChatStore) -> None:
+    """Tool calls, floats, images, thoughts and extra arguments survive the table."""
+    kinds = [
+        message("ask"),
+        ChatMessage(
+            role="assistant",
+            blocks=[
+                ThinkingBlock(content="hm"),
+                ToolCallBlock(
+                    tool_call_id="1", tool_name="total", tool_kwargs={"numbers": [1.5, 2e-9], "deep": {"": None}}
+                ),
+            ],
+        ),
+        ChatMessage(role="tool", content="3.5", additional_kwargs={"tool_call_id": "1"}),
+        ChatMessage(role="assistant", blocks=[TextBlock(text="3.5\u0000"), ImageBlock(image=b"aGk=", detail="low")]),
+    ]
+    await chat_store.add_messages("k", kinds)
+    found = await chat_store.get_messages("k")
+    assert [one.model_dump(mode="json") for one in found] == [one.model_dump(mode="json") for one in kinds]
+
+
+async def test_a_lone_surrogate_does_not_make_a_session_unreadable(chat_store: DynamoDBChatStore) -> None:
+    """What no encoding takes is replaced when it is stored, so that the next request to the model can be sent."""
+    await chat_store.add_message("k", message("a\ud800b"))
+    assert texts(await chat_store.get_messages("k")) == "a?b"
+
+
+async def test_what_is_done_to_a_returned_message_never_changes_the_store(chat_store: DynamoDBChatStore) -> None:
+    """LlamaIndex changes messages in place; each reader has copies of its own."""
+    await chat_store.add_message("k", message("a"))
+    (found,) = await chat_store.get_messages("k")
+    found.blocks[0].text = "changed"
+    assert texts(await chat_store.get_messages("k")) == "a"
+
+
+async def test_one_add_is_one_append(real_store: Store) -> None:
+    """Adding to a long history costs three calls, and as many units as adding to a short one."""
+    store = DynamoDBChatStore(log=real_store.log(), owner=real_store.owner)
+    for i in range(40):
+        await store.add_message("k", message(str(i)))
+    log = real_store.log()
+    await DynamoDBChatStore(log=log, owner=real_store.owner).add_message("k", message("last"))
+    assert log.usage.calls == 3
+    assert log.usage.read_units <= 1
+    assert log.usage.write_units <= 4
+
+
+async def test_concurrent_adds_are_all_kept(real_store: Store) -> None:
+    """Programs that write to one key at once lose nothing, and what was added together stays together."""
+
+    async def write(writer: str) -> None:
+        store = DynamoDBChatStore(log=real_store.log(), owner=real_store.owner)
+        for _ in range(5):
+            await store.add_messages("k", messages(writer * 2))
+
+    await asyncio.gather(*map(write, "abcd"))
+    found = texts(await DynamoDBChatStore(log=real_store.log(), owner=real_store.owner).get_messages("k"))
+    pairs = [found[i : i + 2] for i in range(0, len(found), 2)]
+    assert sorted(pairs) == ["aa"] * 5 + ["bb"] * 5 + ["cc"] * 5 + ["dd"] * 5
+
+
+async def test_memory_finds_its_history_again(chat_store: DynamoDBChatStore, store: Store) -> None:
+    """LlamaIndex's Memory on the drop-in: another process with the same session id has the messages."""
+    await Memory.from_defaults(session_id="ada", chat_store=chat_store).aput(message("My name is Ada"))
+    other = DynamoDBChatStore(log=store.log(), owner=store.owner)
+    assert texts(await Memory.from_defaults(session_id="ada", chat_store=other).aget()) == "My name is Ada"
+
+
+async def test_memory_archives_on_the_drop_in(chat_store: DynamoDBChatStore) -> None:
+    """When Memory's limit is reached it archives whole turns; nothing is lost, and the rest stays active."""
+    memory = Memory.from_defaults(session_id="k", chat_store=chat_store, token_limit=40, token_flush_size=5)
+    for i in range(8):
+        await memory.aput_messages([message(f"question {i}"), message(f"answer {i}", "assistant")])
+    active, everything = await memory.aget(), await memory.aget_all()
+    assert [one.content for one in everything] == [f"{kind} {i}" for i in range(8) for kind in ("question", "answer")]
+    assert 0 < len(active) < len(everything)
+    assert active == everything[-len(active) :]
+    assert active[0].role == "user"
+
+
+def test_memory_works_without_an_event_loop(moto_store: Store) -> None:
+    """The synchronous half of Memory works on the drop-in, from call to call."""
+    store = DynamoDBChatStore(log=moto_store.log(), owner=moto_store.owner)
+    memory = Memory.from_defaults(session_id="k", chat_store=store)
+    memory.put(message("a"))
+    memory.put(message("b"))
+    assert texts(memory.get()) == "ab"
+
+
+async def turn_store(store: Store) -> TurnChatStore:
+    for text in "ab":
+        await say(store.log(), store.session(), text)
+    return TurnChatStore(await store.log().load(store.session(), token_limit=1000))
+
+
+async def test_the_store_of_a_turn_reads_the_window_and_collects_what_is_added(moto_store: Store) -> None:
+    """The agent sees the window and its own messages; only those are for the commit, and no call is made."""
+    store = await turn_store(moto_store)
+    await store.add_message("any", message("c"))
+    await store.add_messages("any", [message("d", "assistant")])
+    assert [one.content for one in await store.get_messages("any")] == [
+        "a",
+        "answer to a",
+        "b",
+        "answer to b",
+        "c",
+        "d",
+    ]
+    assert texts(store.collected()) == "cd"
+    assert await store.count_messages("any") == 6
+
+
+async def test_the_store_of_a_turn_gives_copies(moto_store: Store) -> None:
+    """Neither the window nor what was collected changes with what a reader does to its messages."""
+    store = await turn_store(moto_store)
+    await store.add_message("any", message("c"))
+    for one in await store.get_messages("any"):
+        one.blocks[0].text = "changed"
+    assert texts(store.collected()) == "c"
+    assert (await store.get_messages("any"))[0].content == "a"
+
+
+async def test_a_closed_turn_takes_nothing_more(moto_store: Store) -> None:
+    """What an agent adds after its deadline is not collected."""
+    store = await turn_store(moto_store)
+    store.close()
+    await store.add_message("any", message("late"))
+    assert store.collected() == []
+
+
+async def test_the_store_of_a_turn_does_what_a_chat_store_does(moto_store: Store) -> None:
+    """Archiving and deleting work within the turn, and leave the table as it is."""
+    store = await turn_store(moto_store)
+    assert texts(await store.archive_oldest_messages("any", 1)) == "a"
+    assert texts(await store.delete_oldest_messages("any", 1)) == "answer to a"
+    deleted = await store.delete_message("any", 0)
+    assert deleted is not None
+    assert deleted.content == "b"
+    assert texts(await store.get_messages("any", ARCHIVED)) == "a"
+    await store.set_messages("any", [message("new")])
+    assert texts(await store.get_messages("any", None)) == "new"
+    await store.delete_messages("any")
+    assert await store.count_messages("any", None) == 0
+    assert await store.get_keys() == []
+    window = await moto_store.log().load(moto_store.session(), token_limit=1000)
+    assert len(window.turns) == 2
+
+
+async def test_the_memory_of_a_turn_never_cuts_the_window(moto_store: Store) -> None:
+    """However much the window holds, Memory shows all of it: the log alone picks."""
+    await say(moto_store.log(), moto_store.session(), "word " * 50_000, tokens=1)
+    window = await moto_store.log().load(moto_store.session(), token_limit=1000)
+    memory = turn_memory(TurnChatStore(window), moto_store.session())
+    await memory.aput(message("next"))
+    assert len(await memory.aget()) == 3
+
+
+def test_tool_calls_count_as_tokens() -> None:
+    """A tool call takes room in the model's context, and so it does in a window."""
+    call = ToolCallBlock(tool_call_id="1", tool_name="total", tool_kwargs={"numbers": list(range(200))})
+    assert count_tokens([ChatMessage(role="assistant", blocks=[call])]) > 200
