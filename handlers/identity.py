@@ -67,7 +67,7 @@ class SessionTokens:
             )
         except SignatureExpired as error:
             raise InvalidToken("it has expired") from error
-        except BadSignature as error:
+        except (BadSignature, UnicodeEncodeError) as error:
             raise InvalidToken("this service did not make it") from error
         return str(caller_id), self._clock() - signed_at > self._life / 2
 

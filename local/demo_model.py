@@ -7,6 +7,7 @@ What it understands in the newest user message, first match first:
 
 - `please wait 3.5 seconds`: answers that much later (60 at most), in addition to what follows. A test hook.
 - `please fail with status 500`: answers with that HTTP status and OpenAI's error shape. A test hook.
+- `please say nothing`: answers with an empty text. A test hook.
 - `what is the time`, `what is the date`: calls the tool `current_time` with `timezone` for each IANA zone named
   (`Europe/Paris`), else `UTC`. `days between 2024-01-01 and 2024-03-01`: calls `days_between` with `start` and `end`.
   `add up 1, 2 and 3.5`: calls `total` with `numbers`. Then it answers with what the tools returned. A tool that is not
@@ -72,6 +73,7 @@ _TOTAL = re.compile(r"\badd up ((?:-?\d+(?:\.\d+)?(?:\s*,\s*and\s+|\s*,\s*|\s+an
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _WAIT = re.compile(r"\bplease wait (\d+(?:\.\d+)?) seconds?\b", re.IGNORECASE)
 _FAIL = re.compile(r"\bplease fail with status ([45]\d\d)\b", re.IGNORECASE)
+_SILENCE = re.compile(r"\bplease say nothing\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 _NEXT_STATEMENT = re.compile(r",?\s+(?:and|but)\s+(?=my\s)|,\s*(?=my\s)", re.IGNORECASE)
 
@@ -98,6 +100,8 @@ def reply_to(messages: list[Message], tools: frozenset[str]) -> Reply:
     """What the model says to `messages` when it is offered `tools` (names). Depends on nothing else."""
     last = max((at for at, message in enumerate(messages) if message["role"] == "user"), default=-1)
     text = _text(messages[last]) if last >= 0 else ""
+    if _SILENCE.search(text):
+        return Reply()
     results = [_text(message) for message in messages[last + 1 :] if message["role"] == "tool"]
     if results:
         return Reply(text=" ".join(f"The tool says: {result}" for result in results))

@@ -66,9 +66,9 @@ class Store:
     client: Any
     owner: str
 
-    def log(self, **options: Any) -> DynamoDBTurnLog:
+    def log(self, *, kind: type[DynamoDBTurnLog] = DynamoDBTurnLog, **options: Any) -> DynamoDBTurnLog:
         """A log of its own, as every invocation has."""
-        return DynamoDBTurnLog(options.pop("client", self.client), TABLE, **options)
+        return kind(options.pop("client", self.client), TABLE, **options)
 
     def session(self, name: str = "talk") -> Session:
         return Session(owner=self.owner, id=name)

@@ -12,6 +12,7 @@ import pytest
 from processes import eventually
 
 from local import engine, guard
+from tests.conftest import require
 
 ENGINES = {
     "dynoxide": (engine.start_dynoxide, engine.missing_dynoxide),
@@ -22,8 +23,7 @@ ENGINES = {
 @pytest.fixture(params=ENGINES)
 def start(request: pytest.FixtureRequest) -> Callable[..., engine.Engine]:
     starter, missing = ENGINES[request.param]
-    if reason := missing():
-        pytest.skip(reason)
+    require(missing())
     return starter
 
 
@@ -85,8 +85,7 @@ def test_an_engine_dies_with_a_killed_parent(start: Callable[..., engine.Engine]
 
 def test_a_failed_start_shows_the_engines_words(tmp_path: Path) -> None:
     """The error holds the last lines that the engine wrote."""
-    if reason := engine.missing_dynoxide():
-        pytest.skip(reason)
+    require(engine.missing_dynoxide())
     file = tmp_path / "data"
     file.write_text("this is no database" * 100)
     with pytest.raises(engine.ServerStartError, match="SQLite"):

@@ -18,6 +18,7 @@ from processes import STUB, is_running, stub_env
 
 from local import __main__ as program
 from local import engine, guard
+from tests.conftest import require
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -86,8 +87,7 @@ def is_answering(endpoint: str) -> bool:
 
 @pytest.fixture
 def _an_engine() -> None:
-    if (reason := engine.missing_dynoxide()) and engine.missing_dynamodb_local():
-        pytest.skip(reason)
+    require(engine.missing_dynoxide() and engine.missing_dynamodb_local())
 
 
 @pytest.mark.usefixtures("_an_engine")

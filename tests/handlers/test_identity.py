@@ -1,0 +1,161 @@
+"""Owners and session tokens."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from handlers.identity import InvalidToken, SessionTokens, identify
+from handlers.problems import Problem
+from handlers.settings import Settings
+from memory.turns import utc_now
+
+NOW = utc_now().replace(microsecond=0)
+LIFE = timedelta(days=30)
+SETTINGS = Settings(signing_secret="secret", cookie_secure=False)
+
+
+def tokens(*, days: float = 0, key: str = "secret") -> SessionTokens:
+    """The tokens of the service, so many days from now."""
+    return SessionTokens(key, life=LIFE, clock=lambda: NOW + timedelta(days=days))
+
+
+def authorized(source: str, context: Any) -> dict[str, Any]:
+    return {"headers": {}, "requestContext": {"authorizer": {source: context}}}
+
+
+def owner(source: str, context: Any) -> str:
+    return identify(authorized(source, context), Settings(identity_sources=source)).owner
+
+
+def test_a_token_gives_back_its_caller() -> None:
+    """What was minted is read, and is young at first."""
+    assert tokens().read(tokens().mint("ada")) == ("ada", False)
+
+
+@pytest.mark.parametrize(("days", "ageing"), [(14.9, False), (15.1, True), (29.9, True)])
+def test_a_token_ages_at_half_of_its_life(days: float, ageing: bool) -> None:
+    """In its second half a token still holds, and asks to be renewed."""
+    assert tokens(days=days).read(tokens().mint("ada")) == ("ada", ageing)
+
+
+def test_a_token_expires() -> None:
+    """Beyond its life a token is refused, and the reason is that."""
+    with pytest.raises(InvalidToken, match="expired"):
+        tokens(days=30.1).read(tokens().mint("ada"))
+
+
+@pytest.mark.parametrize("forged", ["", "x", "a.b.c", "\ud800", "é", "x" * 100_000])
+def test_a_token_that_this_service_did_not_make_is_refused(forged: str) -> None:
+    """Nothing but a token of this key is read, whatever it looks like."""
+    with pytest.raises(InvalidToken, match="did not make"):
+        tokens().read(forged)
+
+
+def test_a_token_of_another_key_is_refused() -> None:
+    """A deployment with another secret does not know the caller."""
+    with pytest.raises(InvalidToken):
+        tokens().read(tokens(key="other").mint("ada"))
+
+
+def test_a_token_cannot_be_altered() -> None:
+    """Each character counts."""
+    token = tokens().mint("ada")
+    for i, character in enumerate(token[:-1]):  # the last one has bits that base64 does not use
+        altered = token[:i] + ("A" if character != "A" else "B") + token[i + 1 :]
+        with pytest.raises(InvalidToken):
+            tokens().read(altered)
+
+
+def test_a_caller_with_an_ageing_token_gets_a_new_one() -> None:
+    """Renewal keeps the owner, and hands out a token that lives on."""
+    event = {"headers": {"X-Session-Token": tokens().mint("ada")}}
+    caller = identify(event, SETTINGS, clock=lambda: NOW + timedelta(days=20))
+    assert caller.token
+    assert tokens(days=45).read(caller.token)[0] == "ada"
+    young = identify(event, SETTINGS, clock=lambda: NOW)
+    assert (young.owner, young.token) == (caller.owner, None)
+
+
+def test_a_request_without_a_token_is_a_new_caller_each_time() -> None:
+    """Nobody is given the identity of somebody else."""
+    first, second = identify({"headers": {}}, SETTINGS), identify({"headers": {}}, SETTINGS)
+    assert first.owner != second.owner
+    assert first.source == second.source == "new"
+
+
+def test_the_new_token_is_the_new_callers() -> None:
+    """The identity that a first request gets is the one that its token brings back."""
+    first = identify({"headers": {}}, SETTINGS)
+    again = identify({"headers": {}, "cookies": ["other=1", f"rehydrate={first.token}"]}, SETTINGS)
+    assert (again.owner, again.source) == (first.owner, "token")
+
+
+def test_the_header_comes_before_the_cookie() -> None:
+    """A client that sets the header means it."""
+    event = {
+        "headers": {"x-session-token": tokens().mint("header")},
+        "cookies": [f"rehydrate={tokens().mint('cookie')}"],
+    }
+    assert identify(event, SETTINGS, clock=lambda: NOW).owner == "anonymous:header"
+
+
+def test_a_token_that_does_not_hold_is_no_way_around_by_the_cookie() -> None:
+    """A bad header is refused although a good cookie came with it."""
+    event = {"headers": {"x-session-token": "bad"}, "cookies": [f"rehydrate={tokens().mint('cookie')}"]}
+    with pytest.raises(Problem) as refusal:
+        identify(event, SETTINGS)
+    assert refusal.value.status == 401
+
+
+def test_owners_of_different_sources_are_never_the_same() -> None:
+    """One subject by way of two sources is two owners, and no claim can imitate another source or issuer."""
+    owners = [
+        owner("jwt", {"claims": {"sub": "a"}}),
+        owner("jwt", {"claims": {"sub": "a", "iss": "https://issuer"}}),
+        owner("jwt", {"claims": {"sub": "https://issuer:a"}}),
+        owner("jwt", {"claims": {"iss": "a:b", "sub": "c"}}),
+        owner("jwt", {"claims": {"iss": "a", "sub": "b:c"}}),
+        owner("lambda", {"sub": "a"}),
+        owner("lambda", {"sub": "anonymous:a"}),
+        owner("iam", {"userArn": "a"}),
+        "anonymous:a",
+    ]
+    assert len(set(owners)) == len(owners)
+
+
+def test_a_lambda_authorizer_may_name_a_principal() -> None:
+    """`sub` decides, and `principalId` where there is none."""
+    assert owner("lambda", {"principalId": "p"}) == "lambda:p"
+    assert owner("lambda", {"principalId": "p", "sub": "s"}) == "lambda:s"
+
+
+@pytest.mark.parametrize("source", ["jwt", "lambda", "iam"])
+@pytest.mark.parametrize(
+    "context",
+    [
+        None,
+        "text",
+        7,
+        [],
+        {},
+        {"claims": None},
+        {"claims": {"sub": ""}},
+        {"claims": {"sub": 7}},
+        {"claims": {"iss": "i"}},
+    ],
+)
+def test_claims_that_are_none_are_refused(source: str, context: Any) -> None:
+    """Whatever stands in the place of claims, there is no owner without one: 401."""
+    with pytest.raises(Problem) as refusal:
+        identify(authorized(source, context), Settings(identity_sources=source))
+    assert refusal.value.status == 401
+
+
+def test_the_first_source_that_a_request_has_decides() -> None:
+    """Sources are tried in the order of the setting."""
+    both = authorized("jwt", {"claims": {"sub": "a"}})
+    both["requestContext"]["authorizer"]["iam"] = {"userArn": "arn"}
+    assert identify(both, Settings(identity_sources="iam, jwt")).source == "iam"
+    assert identify(both, Settings(identity_sources="jwt, iam")).source == "jwt"
+    assert identify(both, Settings(identity_sources="lambda,jwt")).source == "jwt"

@@ -1,0 +1,69 @@
+"""Settings, and the secrets that they name."""
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from handlers.settings import Settings, SettingsError
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    """Nothing has to be set for a first run."""
+    settings = Settings.from_environment({})
+    assert settings.token_limit == 10_000
+    assert settings.identity_sources == ("token",)
+    assert settings.turn_wait_seconds > 10, "longer than the lease of a dead invocation"
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    """CloudFormation sets what was left open to nothing."""
+    assert Settings.from_environment({"OPENAI_API_BASE": "", "TOKEN_LIMIT": ""}) == Settings.from_environment({})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOKEN_LIMIT", "many"),
+        ("TOKEN_LIMIT", "-1"),
+        ("IDENTITY_SOURCES", "cookie"),
+        ("IDENTITY_SOURCES", ","),
+        ("TOKEN_DAYS", "0"),
+        ("COOKIE_SECURE", "perhaps"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(name: str, value: str) -> None:
+    """The error says which one it is."""
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environment({name: value})
+
+
+def test_a_window_must_leave_room_in_the_model() -> None:
+    """A token limit as large as the model's context is refused at the start, and not by the model in a long talk."""
+    with pytest.raises(SettingsError, match="CONTEXT_WINDOW"):
+        Settings.from_environment({"TOKEN_LIMIT": "8000", "CONTEXT_WINDOW": "8000"})
+
+
+def test_the_instance_is_the_log_stream_of_the_function() -> None:
+    """A turn bears the name under which its logs are found."""
+    assert (
+        Settings.from_environment({"AWS_LAMBDA_LOG_STREAM_NAME": "2026/11/22/[1]abc"}).instance == "2026/11/22/[1]abc"
+    )
+
+
+def test_secrets_come_from_secrets_manager() -> None:
+    """Where the environment names a secret, its value is read there."""
+    with mock_aws():
+        arn = boto3.client("secretsmanager").create_secret(Name="signing", SecretString="s3cret")["ARN"]
+        assert Settings(signing_secret_arn=arn).signing_key() == "s3cret"
+
+
+def test_a_secret_that_is_nowhere_is_named() -> None:
+    """Neither a value nor a place for it: the error names the setting."""
+    with pytest.raises(SettingsError, match="OPENAI_API_KEY"):
+        Settings().model_key()
+
+
+def test_a_secret_that_cannot_be_read_is_named() -> None:
+    """Secrets Manager's refusal is an error with the name of the setting."""
+    with mock_aws(), pytest.raises(SettingsError, match="SIGNING_SECRET"):
+        Settings(signing_secret_arn="missing").signing_key()

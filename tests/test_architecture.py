@@ -1,0 +1,64 @@
+"""Who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted([*ROOT.glob("handlers/*.py"), *ROOT.glob("memory/*.py")])
+LAYERS = ["memory.turns", "memory.codec", "memory.table", "memory.dynamodb", "memory.chat_store"]
+
+
+def imports(file: Path) -> set[str]:
+    """Full names of the modules that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{name.name}" for name in node.names} | {str(node.module)}
+    return found
+
+
+def importers(package: str) -> set[str]:
+    """The modules that import a package."""
+    return {
+        f"{file.parent.name}.{file.stem}"
+        for file in MODULES
+        if any(name == package or name.startswith(f"{package}.") for name in imports(file))
+    }
+
+
+def test_memory_knows_no_lambda_and_no_http() -> None:
+    """`memory` imports neither the handlers nor what they are made with."""
+    for package in ("handlers", "aws_lambda_powertools", "local"):
+        assert {name for name in importers(package) if name.startswith("memory.")} == set()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_import_downwards(layer: str) -> None:
+    """Each module of `memory` imports only those that stand before it."""
+    above = set(LAYERS[LAYERS.index(layer) :])
+    assert imports(ROOT / f"{layer.replace('.', '/')}.py") & above == set()
+
+
+def test_one_module_calls_aws() -> None:
+    """Only the table's module imports boto3."""
+    assert importers("boto3") == {"memory.table"}
+
+
+def test_one_module_of_memory_knows_llama_index() -> None:
+    """The log, its codec and its table work without LlamaIndex, and start without it."""
+    assert {name for name in importers("llama_index") if name.startswith("memory.")} == {"memory.chat_store"}
+
+
+def test_the_turn_knows_no_http() -> None:
+    """The conversation, its agent and its run could be behind any front."""
+    for module in ("conversation", "run", "agent", "model"):
+        assert not any("event_handler" in name or "request" in name for name in imports(ROOT / f"handlers/{module}.py"))
+
+
+def test_one_module_reads_the_environment() -> None:
+    """`os.environ` stands in the settings alone."""
+    assert importers("os") == {"handlers.settings"}
