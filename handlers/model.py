@@ -4,6 +4,7 @@ from functools import cache
 
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.llms.openai import OpenAI
+from openai import AsyncOpenAI
 from pydantic import Field
 
 from handlers.settings import Settings
@@ -28,11 +29,17 @@ class ChatModel(OpenAI):
 @cache
 def chat_model(settings: Settings) -> ChatModel:
     """The client of this process. It keeps connections, and nothing of any conversation. Raises SettingsError."""
+    key = settings.model_key()
     return ChatModel(
         model=settings.openai_model,
         api_base=settings.openai_api_base,
-        api_key=settings.model_key(),
+        api_key=key,
         context_window=settings.context_window,
-        timeout=settings.model_timeout_seconds,
-        max_retries=settings.model_retries,
+        max_retries=0,  # LlamaIndex's own retries, which would multiply those of the client
+        async_openai_client=AsyncOpenAI(
+            base_url=settings.openai_api_base,
+            api_key=key,
+            timeout=settings.model_timeout_seconds,
+            max_retries=settings.model_retries,
+        ),
     )

@@ -43,6 +43,7 @@ class Settings(BaseModel):
     model_timeout_seconds: float = Field(default=20, gt=0)
     """For one request to the model."""
     model_retries: int = Field(default=2, ge=0)
+    """How often a request to the model is sent again, after a pause, when it failed in a way that may pass."""
 
     token_limit: int = Field(default=10_000, ge=0)
     """Tokens of earlier turns that the model is shown."""

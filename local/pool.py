@@ -155,9 +155,14 @@ class WorkerPool:
                 await worker.end()
 
     def _failed_to_start(self, error: WorkerStartError, failures: int) -> float:
-        """Tell everybody who waits; returns the seconds to pause before the next attempt."""
+        """Tell everybody who waits, from the second time on; returns the seconds to pause before the next attempt.
+
+        A worker that somebody kills while it starts is no reason to give up what waits for it.
+        """
         pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** (failures - 1), _LONGEST_PAUSE_SECONDS)
         _log.error("%s Trying again in %g s.", error, pause)
+        if failures == 1:
+            return pause
         self._start_problem = f"No worker is running. {error} It is tried again at most every {pause:g} s."
         if not self._running:
             self._end_all(502, self._start_problem)

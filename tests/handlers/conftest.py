@@ -116,7 +116,7 @@ def service(dynoxide: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
         "OPENAI_API_BASE": f"{demo}/v1",
         "OPENAI_API_KEY": "none",
         "OPENAI_MODEL": "demo",
-        "MODEL_RETRIES": "1",
+        "MODEL_RETRIES": "0",
         "SIGNING_SECRET": "a-secret-of-the-tests",
     }
     for name, value in environment.items():
