@@ -36,7 +36,7 @@ def chat_model(settings: Settings) -> ChatModel:
         api_key=key,
         context_window=settings.context_window,
         max_retries=0,  # LlamaIndex's own retries, which would multiply those of the client
-        async_openai_client=AsyncOpenAI(
+        async_openai_client=AsyncOpenAI(  # type: ignore[call-arg] # to the checker, a model takes its fields alone
             base_url=settings.openai_api_base,
             api_key=key,
             timeout=settings.model_timeout_seconds,

@@ -266,6 +266,15 @@ def test_a_retry_of_a_failed_turn_is_a_new_turn(service: Service) -> None:
     assert [(reply.status, reply.line["turn"]) for reply in replies] == [(502, 2), (502, 3)]
 
 
+def test_a_failed_request_to_the_model_is_sent_again_as_often_as_set(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One setting says how often, and nothing multiplies it."""
+    configure(monkeypatch, MODEL_RETRIES="1")
+    service.say("please fail with status 500")
+    assert len(service.model_received()) == 2
+
+
 def test_an_agent_that_takes_too_long_is_stopped(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past its time an agent is cancelled, the turn fails with 504, and the conversation goes on."""
     token = service.say("My name is Ada").token
