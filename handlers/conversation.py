@@ -7,7 +7,7 @@ stored, whole, before anybody hears that it is.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
@@ -19,6 +19,8 @@ from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLo
 
 COMMIT_SECONDS = 6.0
 """Kept back for the commit, so that an answer that was paid for is stored."""
+ANSWER_SECONDS = 0.3
+"""Kept back of those for the response."""
 AGENT_SECONDS = 10.0
 """What an agent must have at the least; with less, a turn is not begun."""
 FIRST_RENEWAL_SECONDS = 6.0
@@ -100,9 +102,12 @@ class Conversation:
         store, failure = TurnChatStore(window), None
         try:
             with progress.timing("agent"):
-                async with keep_lease(self.log, claim) as lease:
-                    memory, until = turn_memory(store, session), self.deadline - COMMIT_SECONDS
-                    async for event in run_agent(self.build_agent(), ask.message, memory, until=until, lease=lease):
+                memory, until = turn_memory(store, session), self.deadline - COMMIT_SECONDS
+                async with (
+                    keep_lease(self.log, claim) as lease,
+                    aclosing(run_agent(self.build_agent, ask.message, memory, until=until, lease=lease)) as events,
+                ):
+                    async for event in events:
                         yield event
             turn = self._complete(claim, store)
         except AgentFailed as error:
@@ -113,11 +118,19 @@ class Conversation:
             store.close()
 
         with progress.timing("commit"):
-            progress.turn = await self.log.commit(claim, turn)
+            progress.turn = await self._commit(claim, turn)
         replayed = progress.turn.token != claim.token
         if failure and not replayed:
             raise failure
         yield Answered(turn=progress.turn, replayed=replayed)
+
+    async def _commit(self, claim: Claim, turn: Turn) -> Turn:
+        """The stored turn. Whether it was stored is not known where the time runs out: a retry under its key tells."""
+        try:
+            async with asyncio.timeout_at(self.deadline - ANSWER_SECONDS):
+                return await self.log.commit(claim, turn)
+        except TimeoutError as error:
+            raise TableUnavailable("the turn could not be stored in time") from error
 
     def _patience(self) -> float:
         """Seconds there are to wait for another request of the session."""

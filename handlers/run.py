@@ -1,7 +1,7 @@
 """One run of an agent: its events come out, and nothing of it stays alive behind."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,6 +9,7 @@ import openai
 from llama_index.core.agent.workflow import AgentStream, ToolCall, ToolCallResult
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.memory import Memory
+from llama_index.core.workflow.handler import WorkflowHandler
 
 from memory.turns import LeaseLost
 
@@ -53,15 +54,16 @@ class ToolReturned:
 
 
 async def run_agent(
-    agent: BaseWorkflowAgent, message: str, memory: Memory, *, until: float, lease: asyncio.Future[None]
-) -> AsyncIterator[TextDelta | ToolCalled | ToolReturned]:
-    """Run the agent on one message and yield what happens.
+    build: Callable[[], BaseWorkflowAgent], message: str, memory: Memory, *, until: float, lease: asyncio.Future[None]
+) -> AsyncGenerator[TextDelta | ToolCalled | ToolReturned]:
+    """Build an agent, run it on one message, and yield what happens.
 
     `until` is a time of the event loop's clock, in seconds. Raises AgentFailed where the agent does, or is not done by
     then; and what ends the `lease` early. However it ends, the run is cancelled and awaited first.
     """
-    run = agent.run(user_msg=message, memory=memory)
+    run: WorkflowHandler | None = None
     try:
+        run = build().run(user_msg=message, memory=memory)
         events = run.stream_events()
         while (event := await _first(anext(events, None), lease, until)) is not None:
             if isinstance(event, AgentStream) and event.delta:
@@ -83,7 +85,7 @@ async def run_agent(
     except Exception as error:
         raise AgentFailed("agent_error") from error
     finally:
-        if not run.is_done():
+        if run is not None and not run.is_done():
             await run.cancel_run(timeout=CANCEL_SECONDS)
 
 

@@ -34,6 +34,7 @@ from memory.table import connect, create_table
 from memory.turns import (
     START,
     ClaimRefused,
+    DamagedTurn,
     LeaseLost,
     Message,
     Position,
@@ -188,13 +189,13 @@ class DynamoDBChatStore(_EntryChatStore):
     Keys are the session ids of one owner. Several programs may write to one key at once: every message is kept, what
     was added together stays together, and all readers see one order. Whatever changes a key waits while somebody else
     does, up to 30 s, and then raises TurnInProgress; every method raises TableUnavailable where the table does not
-    answer.
+    answer; a history with a turn that cannot be read is not rewritten, and raises DamagedTurn.
 
         store = DynamoDBChatStore.from_table("rehydrate", owner="my-program")
         memory = Memory.from_defaults(session_id="ada", chat_store=store)
     """
 
-    owner: str = Field(description="Owner of the sessions; part of every key in the table.")
+    owner: str = Field(min_length=1, description="Owner of the sessions; part of every key in the table.")
     _log: TurnLog = PrivateAttr()
 
     def __init__(self, *, log: TurnLog, owner: str) -> None:
@@ -259,6 +260,8 @@ class DynamoDBChatStore(_EntryChatStore):
             window = await self._window(key)
             entries = _entries_of(window.turns)
             chosen = choose(entries)
+            if window.damaged:
+                raise DamagedTurn(f"turns {window.damaged} cannot be read, and would be lost with a rewrite")
             if chosen and chosen == entries[: len(chosen)] and len(chosen) < len(entries):
                 await self._log.mark(window, deleted=chosen[-1].position)
             elif chosen:

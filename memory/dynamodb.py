@@ -8,6 +8,7 @@ which correctness rests: number n is free only once, and whoever claims n has lo
 import asyncio
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -233,22 +234,28 @@ class DynamoDBTurnLog:
         return reading
 
     async def _descend(self, reading: "_Reading", top: str) -> None:
-        async for page in self._table.query(
+        pages = self._table.query(
             "pk = :pk AND sk BETWEEN :bottom AND :top",
             {":pk": codec.partition(reading.session), ":bottom": codec.TURN_PREFIX, ":top": top},
             page_sizes=reading.page_sizes(),
-        ):
-            reading.pages += 1
-            for item in page:
-                if item["sk"] == codec.STATE_KEY:
-                    reading.state = codec.decode_state(item)
-                elif not reading.wants(item):
-                    return
-                else:
-                    try:
-                        reading.add(await self._decode(item))
-                    except DamagedTurn:
-                        reading.damaged.append(codec.turn_numbers(item["sk"])[1])
+        )
+        async with aclosing(pages):
+            async for page in pages:
+                reading.pages += 1
+                for item in page:
+                    if item["sk"] == codec.STATE_KEY:
+                        reading.state = codec.decode_state(item)
+                    elif not reading.wants(item):
+                        return
+                    else:
+                        await self._add(reading, item)
+
+    async def _add(self, reading: "_Reading", item: Item) -> None:
+        """Add a turn; one that cannot be read hides no other."""
+        try:
+            reading.add(await self._decode(item))
+        except DamagedTurn:
+            reading.damaged.append(codec.turn_numbers(item["sk"])[1])
 
     async def _decode(self, item: Item) -> Turn:
         """The turn in an item, with its parts fetched where it has some."""
@@ -305,14 +312,16 @@ class DynamoDBTurnLog:
         """Remove what the generations from `first` to below `end` hold; False where that was too much for one call."""
         pk, keys = codec.partition(session), list[tuple[str, str]]()
         for bottom, top in codec.generation_ranges(first, end):
-            async for page in self._table.query(
+            pages = self._table.query(
                 "pk = :pk AND sk BETWEEN :bottom AND :top",
                 {":pk": pk, ":bottom": bottom, ":top": top},
                 ProjectionExpression="pk, sk",
-            ):
-                keys += [(item["pk"], item["sk"]) for item in page]
-                if len(keys) > SWEPT_AT_ONCE:
-                    break
+            )
+            async with aclosing(pages):
+                async for page in pages:
+                    keys += [(item["pk"], item["sk"]) for item in page]
+                    if len(keys) > SWEPT_AT_ONCE:
+                        break
         await self._table.delete_all(keys[:SWEPT_AT_ONCE])
         return len(keys) <= SWEPT_AT_ONCE
 

@@ -8,7 +8,7 @@ response was lost, so that a refusal which shows one's own token is a success.
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ class Table:
         page_sizes: Iterator[int] | None = None,
         index: str | None = None,
         **options: Any,
-    ) -> AsyncIterator[list[Item]]:
+    ) -> AsyncGenerator[list[Item]]:
         """Pages of items, newest first; strongly consistent but for the index, which cannot be."""
         options |= {"IndexName": index} if index else {"ConsistentRead": True}
         start: dict[str, Any] = {}

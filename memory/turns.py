@@ -324,11 +324,16 @@ async def take_turn(
         if not window.busy_seconds:
             try:
                 return window, await log.claim(window, request, title=title)
-            except ClaimRefused:
-                pass  # somebody was faster, and nobody acts on an older load
-        if clock() >= give_up:
-            raise TurnInProgress(max(1, math.ceil(window.busy_seconds)))
-        await asyncio.sleep(random.uniform(0.05, 0.35))  # noqa: S311 - jitter, so that waiting requests do not march in step
+            except ClaimRefused as refusal:
+                if clock() >= give_up and isinstance(refusal.__cause__, TableUnavailable):
+                    raise refusal.__cause__ from None
+        while True:
+            if clock() >= give_up:
+                raise TurnInProgress(max(1, math.ceil(window.busy_seconds)))
+            await asyncio.sleep(random.uniform(0.05, 0.35))  # noqa: S311 - jitter, so that waiting requests spread
+            if not window.busy_seconds:
+                break
+            window = await log.load(session, token_limit=0)  # a look, at the price of one unit
 
 
 def utc_now() -> datetime:

@@ -13,6 +13,7 @@ import pytest
 from moto import mock_aws
 
 from local import engine
+from memory import codec
 from memory.dynamodb import DynamoDBTurnLog
 from memory.table import connect, create_table
 from memory.turns import Request, Session, Turn, Window, take_turn, utc_now
@@ -140,3 +141,14 @@ def event_named(name: str) -> dict[str, Any]:
     """An event of `events/`."""
     event: dict[str, Any] = json.loads((Path(__file__).parent.parent / "events" / f"{name}.json").read_text())
     return event
+
+
+def damage(store: Store, number: int, attribute: str, value: Any) -> None:
+    """Put another value in the place of one of a stored turn's attributes."""
+    store.client.update_item(
+        TableName=TABLE,
+        Key={"pk": {"S": codec.partition(store.session())}, "sk": {"S": codec.turn_key(1, number)}},
+        UpdateExpression="SET #a = :v",
+        ExpressionAttributeNames={"#a": attribute},
+        ExpressionAttributeValues={":v": value},
+    )

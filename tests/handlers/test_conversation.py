@@ -159,6 +159,40 @@ async def test_an_agent_that_calls_tools_without_end_fails(store: Store, llm: Ch
     assert [one.failure for one in await history(store)] == ["agent_error"]
 
 
+async def test_an_agent_that_cannot_be_built_fails_its_turn(store: Store, llm: ChatModel) -> None:
+    """A mistake in the agent's file is a failed turn, which holds up nobody."""
+
+    def build() -> FunctionAgent:
+        raise TypeError("no such tool")
+
+    with pytest.raises(AgentFailed, match="agent_error"):
+        await everything(replace(begin(store, llm), build_agent=build), asking(store, "Hello"))
+    assert (await store.log().load(store.session(), token_limit=0)).busy_seconds == 0
+
+
+async def test_a_front_that_stops_listening_leaves_no_run_behind(store: Store, llm: ChatModel) -> None:
+    """Closing the events in the middle of a turn ends the agent and the renewal of its lease."""
+    before = asyncio.all_tasks()
+    events = begin(store, llm).answer(asking(store, "Hello"))
+    await anext(events)
+    await events.aclose()
+    await asyncio.sleep(0)
+    assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()
+    assert await history(store) == []
+
+
+async def test_a_commit_that_takes_too_long_is_given_up(store: Store, llm: ChatModel) -> None:
+    """The caller is answered before the invocation ends, also when the table is not."""
+
+    class Stuck(DynamoDBTurnLog):
+        async def commit(self, claim: Any, turn: Turn) -> Turn:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    with pytest.raises(TableUnavailable):
+        await everything(begin(store, llm, log=store.log(kind=Stuck), seconds=2), asking(store, "Hello"))
+
+
 async def test_an_agent_that_says_nothing_has_failed(store: Store, llm: ChatModel) -> None:
     """An empty answer is no answer: it is not stored as one."""
     with pytest.raises(AgentFailed, match="empty_answer"):

@@ -12,7 +12,8 @@ from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from memory.chat_store import DynamoDBChatStore, TurnChatStore, count_tokens, turn_memory
-from tests.conftest import Store, say
+from memory.turns import DamagedTurn
+from tests.conftest import Store, damage, say
 
 ACTIVE, ARCHIVED = MessageStatus.ACTIVE, MessageStatus.ARCHIVED
 Steps = Callable[[AsyncDBChatStore], Awaitable[Any]]
@@ -176,6 +177,18 @@ async def test_a_message_is_deleted_by_its_index_among_the_active_ones(chat_stor
     assert await chat_store.delete_message("k", 9) is None
     assert await chat_store.delete_message("k", -1) is None
     assert texts(await chat_store.get_messages("k", None)) == "abd"
+
+
+async def test_a_history_that_cannot_be_read_is_not_rewritten(store: Store) -> None:
+    """A turn that only a newer release can read is not lost to a rewrite by this one."""
+    chat_store = DynamoDBChatStore(log=store.log(), owner=store.owner)
+    for text in "abc":
+        await chat_store.add_message("talk", message(text))
+    damage(store, 2, "v", {"N": "99"})
+    with pytest.raises(DamagedTurn):
+        await chat_store.delete_message("talk", 0)
+    damage(store, 2, "v", {"N": "1"})
+    assert texts(await chat_store.get_messages("talk")) == "abc"
 
 
 async def test_every_kind_of_message_comes_back_as_it_was(chat_store: DynamoDBChatStore) -> None:

@@ -25,7 +25,7 @@ from memory.turns import (
     take_turn,
     utc_now,
 )
-from tests.conftest import TABLE, Store, exchange, said, say
+from tests.conftest import TABLE, Store, damage, exchange, said, say
 
 
 class Clock:
@@ -203,6 +203,18 @@ async def test_a_session_is_busy_while_a_lease_holds(store: Store) -> None:
     with pytest.raises(TurnInProgress) as refusal:
         await take_turn(store.log(), store.session(), asking("second"), token_limit=0, patience=0)
     assert 1 <= refusal.value.retry_after <= LEASE.total_seconds()
+
+
+async def test_waiting_costs_little_however_long_the_window_is(real_store: Store) -> None:
+    """Who waits looks at the state alone, and reads the window when it is its turn."""
+    for i in range(20):
+        await say(real_store.log(), real_store.session(), noise(2000), tokens=500, key=str(i))
+    await claimed(real_store, real_store.session(), asking("first"))
+    log = real_store.log()
+    with pytest.raises(TurnInProgress):
+        await take_turn(log, real_store.session(), asking("second"), token_limit=10_000, patience=1)
+    assert log.usage.calls >= 3
+    assert (log.usage.read_units - 14) / (log.usage.calls - 1) <= 2
 
 
 async def test_a_dead_holder_blocks_for_one_lease_at_most(store: Store) -> None:
@@ -537,13 +549,3 @@ def keys_of(store: Store) -> list[str]:
         ConsistentRead=True,
     )
     return [item["sk"]["S"] for item in found["Items"]]
-
-
-def damage(store: Store, number: int, attribute: str, value: Any) -> None:
-    store.client.update_item(
-        TableName=TABLE,
-        Key={"pk": {"S": codec.partition(store.session())}, "sk": {"S": codec.turn_key(1, number)}},
-        UpdateExpression="SET #a = :v",
-        ExpressionAttributeNames={"#a": attribute},
-        ExpressionAttributeValues={":v": value},
-    )
