@@ -9,7 +9,7 @@ import openai
 from llama_index.core.agent.workflow import AgentStream, ToolCall, ToolCallResult
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.memory import Memory
-from llama_index.core.workflow.handler import WorkflowHandler
+from workflows.handler import WorkflowHandler
 
 from memory.turns import LeaseLost
 
