@@ -6,6 +6,7 @@ which correctness rests: number n is free only once, and whoever claims n has lo
 """
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -43,7 +44,7 @@ TOMBSTONE_LIFE = timedelta(days=1)
 TITLE_CHARS = 80
 SWEPT_AT_ONCE = 500
 TOKENS_PER_TURN = 500
-"""What the first page of a load expects of a turn. Where turns are shorter, more pages follow, each twice as long."""
+"""What the first page of a load expects of a turn. Where turns are shorter, a second one follows."""
 
 HELD = "#holder = :seen"
 UNHELD = "attribute_not_exists(#holder)"
@@ -81,8 +82,9 @@ class DynamoDBTurnLog:
 
     async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
         reading = await self._read(session, token_limit)
-        if reading.damaged or (reading.pages > 1 and await self._moved(reading)):
-            reading = await self._read(session, token_limit)  # it may have been rewritten under our eyes
+        # It may have been rewritten under our eyes. (Where a claim follows, that finds out by itself.)
+        if reading.damaged or (reading.pages > 1 and token_limit is None and await self._moved(reading)):
+            reading = await self._read(session, token_limit)
         return Window(
             session=session,
             state=reading.state,
@@ -387,11 +389,15 @@ class _Reading:
         return self.state is not None and self.highest_generation > self.state.generation
 
     def page_sizes(self) -> Iterator[int] | None:
-        """As many items as the limit may hold, then twice as many; whole pages where there is no limit."""
-        if self.token_limit is None:
-            return None
-        first = self.token_limit // TOKENS_PER_TURN + 2
-        return (first << page for page in range(20))
+        """As many items as the limit may hold; then as many as it may still hold, by the turns that were seen."""
+        return None if self.token_limit is None else self._page_sizes(self.token_limit)
+
+    def _page_sizes(self, limit: int) -> Iterator[int]:
+        yield limit // TOKENS_PER_TURN + 2
+        while True:
+            taken = sum(turn.tokens for turn in self.turns)
+            average = max(1.0, taken / max(1, len(self.turns)))
+            yield math.ceil((limit - taken) / average * 1.1) + 2
 
     def wants(self, item: Item) -> bool:
         """Whether this turn belongs to the window; where it does not, none of the older ones does."""

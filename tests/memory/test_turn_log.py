@@ -501,6 +501,17 @@ async def test_a_turn_costs_the_same_at_turn_120_as_at_turn_30(real_store: Store
     assert costs[120][1] <= 14
 
 
+async def test_a_turn_among_short_ones_costs_one_call_more(real_store: Store) -> None:
+    """Where far more turns fit than expected, a second page holds all the rest, however long the conversation is."""
+    log = real_store.log()
+    for i in range(150):
+        await say(log, real_store.session(), str(i), tokens=10, limit=0)
+    log = real_store.log()
+    turn = await say(log, real_store.session(), "next", limit=1000)
+    assert turn.window.turns == 100
+    assert log.usage.calls == 4
+
+
 async def test_a_turn_of_two_kilobytes_writes_four_units(real_store: Store) -> None:
     """Three units for the turn and one for the claim; the index is written once a minute."""
     clock = Clock()
