@@ -34,9 +34,9 @@ test: $(DEV) $(NODE)
 	@exec $(VENV)/bin/python -m pytest $(ARGS)
 
 check: $(DEV) $(SAM)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
 	$(VENV_SAM)/bin/sam validate --lint --region us-east-1
 
 clean:
@@ -74,7 +74,7 @@ PYTHONUNBUFFERED=1 $(1)/bin/python -m pip install --disable-pip-version-check --
 	while IFS= read -r line; do \
 		case "$$line" in \
 			Collecting*|Processing*) n=$$((n + 1)); [ $$((n % 20)) -ne 0 ] || echo "  $$n packages ..." ;; \
-			Installing*) echo "  $$n packages, installing ..." ;; \
+			Installing*) echo "  $$n packages, installing (half a minute) ..." ;; \
 			*ERROR*|*Retrying*) echo "  $$line" ;; \
 		esac; \
 	done; } || { tail -n 20 $(1)/install.log >&2; echo "The install failed: see $(1)/install.log" >&2; exit 1; }

@@ -33,13 +33,14 @@ app = APIGatewayHttpResolver()
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """AWS Lambda's entry point, for API Gateway HTTP API events (payload version 2.0)."""
+    logger.remove_keys(["function_arn", "function_memory_size"])  # the same in every line of a log group
     return _loop().run(_resolve(event, context))
 
 
 @app.post("/chat")
 async def chat() -> Response[str]:
     """One turn of the caller's conversation."""
-    settings, exchange = configuration.current(), Exchange()
+    settings, exchange, field = configuration.current(), Exchange(), None
     event, context = app.current_event.raw_event, app.lambda_context
     try:
         exchange.caller = identify(event, settings)
@@ -52,10 +53,10 @@ async def chat() -> Response[str]:
         response, outcome = answer(exchange), "answered"
     except Exception as error:  # noqa: BLE001 - whatever it was, the caller gets a problem and the log its cause
         exchange.error, found = error, problem(error)
-        response, outcome = found.response(), found.extra.get("code", found.type)
+        response, outcome, field = found.response(), found.extra.get("code", found.type), found.extra.get("field")
         if found.clear_cookie:
             response = without_cookie(response, settings)
-    log_turn(exchange, response.status_code, outcome)
+    log_turn(exchange, response.status_code, outcome, field)
     # A token goes out with a turn, or the attempt at one; never with a refusal, where it would be a new identity.
     return with_token(response, exchange.caller, settings) if exchange.caller and exchange.conversation else response
 

@@ -102,9 +102,8 @@ def without_cookie(response: Response[str], settings: Settings) -> Response[str]
 
 def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime]) -> Caller:
     tokens = SessionTokens(settings.signing_key(), life=timedelta(days=settings.token_days), clock=clock)
-    token = header(event, TOKEN_HEADER)
-    if token is None:
-        token = _cookies(event).get(_cookie_name(settings))
+    given, cookie = header(event, TOKEN_HEADER), _cookies(event).get(_cookie_name(settings))
+    token = cookie if given is None else given
     if token is None:
         caller_id = secrets.token_hex(16)
         return Caller(owner=_owner("anonymous", caller_id), source="new", token=tokens.mint(caller_id))
@@ -114,7 +113,7 @@ def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime
         raise unauthorized(
             f"The session token does not hold: {error.reason}. Its conversations cannot be reached with it; send the "
             f"request without the {TOKEN_HEADER} header and the cookie to start as a new caller.",
-            clear_cookie=True,
+            clear_cookie=given is None,  # a bad header says nothing about the cookie
         ) from error
     renewed = tokens.mint(caller_id) if ageing else None
     return Caller(owner=_owner("anonymous", caller_id), source="token", token=renewed)

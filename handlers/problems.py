@@ -151,6 +151,7 @@ def _fault(fault: Any) -> dict[str, str]:
         "extra_forbidden": "is not a field of this request; the fields are message and session_id",
         "missing": "is missing; send a JSON object that has it",
         "model_type": "must be a JSON object",
+        "string_type": "must be a string",
     }
     if fault["type"] == "json_invalid":
         return {"field": "body", "problem": f"is not valid JSON ({fault['ctx']['error']})"}

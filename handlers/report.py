@@ -25,10 +25,10 @@ class Exchange:
     answered: Answered | None = None
 
 
-def log_turn(exchange: Exchange, status: int, outcome: str) -> None:
-    """Write the one line about a request."""
+def log_turn(exchange: Exchange, status: int, outcome: str, field: str | None = None) -> None:
+    """Write the one line about a request; `field` is the one that was wrong."""
     facts: dict[str, Any] = {"status": status}
-    if exchange.caller:
+    if exchange.caller and (exchange.conversation or exchange.caller.source != "new"):
         facts |= {
             "identity": exchange.caller.source,
             "owner": hashlib.sha256(exchange.caller.owner.encode("utf-8", "surrogatepass")).hexdigest()[:16],
@@ -41,6 +41,8 @@ def log_turn(exchange: Exchange, status: int, outcome: str) -> None:
     write = logger.info
     if exchange.error:
         facts["cause"] = cause(exchange.error)
+        if field:
+            facts["field"] = field
         write = logger.error if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logger.warning
     elif facts.get("turns_total") and not facts.get("turns_in_window"):
         facts["hint"] = "no earlier turn fits TOKEN_LIMIT, or all of them failed"

@@ -54,7 +54,7 @@ class Settings(BaseModel):
     identity_sources: Annotated[tuple[IdentitySource, ...], BeforeValidator(_listed)] = Field(
         default=("token",), min_length=1
     )
-    """Where the owner of a session comes from; the first source that a request has decides."""
+    """Where the owner of a session comes from; the first source that a request has decides, `token` last."""
     signing_secret: str | None = None
     signing_secret_arn: str | None = None
     """Name or ARN of the secret in Secrets Manager that session tokens are signed with."""
@@ -83,6 +83,15 @@ class Settings(BaseModel):
             raise ValueError(
                 f"TOKEN_LIMIT ({self.token_limit}) must stay below CONTEXT_WINDOW ({self.context_window}), "
                 "which has to hold the prompt, the new message and the answer as well"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_come_last(self) -> Self:
+        if "token" in self.identity_sources[:-1]:
+            raise ValueError(
+                "IDENTITY_SOURCES must name token last: a request without a token becomes a new caller, and the "
+                "sources after it would never be asked"
             )
         return self
 

@@ -24,13 +24,18 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import uvicorn
+from botocore.exceptions import BotoCoreError, ClientError
 
+from handlers.settings import Settings, SettingsError
 from local import demo_model, engine, guard
 from local.gateway import Gateway, WorkerStartError
 from local.worker import DEFAULT_HANDLER
+from memory.table import connect, create_table
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# With less, every turn would be refused: an agent gets 10 s at the least, and 6 s are kept back for the commit.
+_SHORTEST_TIMEOUT_SECONDS = 17.0
 # A process that was killed may still be there as a zombie for a moment.
 _LIVE_HOLDER_SECONDS = 1.0
 _DEAD_HOLDER_SECONDS = 10.0
@@ -60,7 +65,7 @@ class Options:
         return cls(
             port=int(_number(env, "PORT", 3000, lowest=0, highest=65535)),
             workers=int(_number(env, "WORKERS", 2, lowest=1, highest=64)),
-            timeout=_number(env, "TIMEOUT_SECONDS", 28, lowest=0.1, highest=900),
+            timeout=_number(env, "TIMEOUT_SECONDS", 28, lowest=_SHORTEST_TIMEOUT_SECONDS, highest=900),
             folder=Path(env.get("LOCAL_DIR") or ".local"),
             handler=parser.parse_args(arguments).handler,
             dynamodb_endpoint=env.get("DYNAMODB_ENDPOINT") or None,
@@ -82,15 +87,21 @@ def _number(env: Mapping[str, str], name: str, default: float, *, lowest: float,
 def run(env: Mapping[str, str], arguments: Sequence[str]) -> None:
     """Start everything, serve until a signal, stop everything. Raises CannotRun."""
     options = Options.read(env, arguments)
+    settings = _checked_settings(env)
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listener(options.port))
         lock = stack.enter_context(_locked(options.folder))
+        listener = stack.enter_context(_listener(options.port))
         servers = []
         endpoint, model_endpoint = options.dynamodb_endpoint, None
         if endpoint is None:
             servers.append(stack.enter_context(_start_engine(options.folder, lock)))
             endpoint = servers[-1].endpoint
-        if not options.own_model:
+        else:
+            _say(f"conversations are kept at {endpoint} (DYNAMODB_ENDPOINT is set; unset it for the embedded engine)")
+        if options.own_model:
+            where = settings.openai_api_base or "OpenAI"
+            _say(f"{settings.openai_model} at {where} answers (unset OPENAI_API_KEY and _BASE for the demo model)")
+        else:
             servers.append(stack.enter_context(demo_model.start(log=options.folder / "demo-model.log")))
             model_endpoint = servers[-1].endpoint
             _say(f"the demo model answers on {model_endpoint} (OPENAI_API_KEY or OPENAI_API_BASE takes a real one)")
@@ -102,6 +113,14 @@ def run(env: Mapping[str, str], arguments: Sequence[str]) -> None:
         for number in _STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     _say("stopped")
+
+
+def _checked_settings(env: Mapping[str, str]) -> Settings:
+    """The functions' settings, so that a wrong one is told now and not by every request. Raises CannotRun."""
+    try:
+        return Settings.from_environment(env)
+    except SettingsError as error:
+        raise CannotRun(f"{error}.") from None
 
 
 def _start_engine(folder: Path, lock: int) -> engine.Engine:
@@ -180,8 +199,11 @@ def _locked(folder: Path) -> Iterator[int]:
     Two engines on one file would not notice each other. The engine of a run that was killed may still be writing its
     last: that is waited for.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CannotRun(f"LOCAL_DIR={folder} cannot be used as a folder: {error.strerror}.") from None
     try:
         began = time.monotonic()
         while not _try_lock(descriptor):
@@ -231,11 +253,11 @@ def _signing_secret(folder: Path) -> str:
 
 
 def _create_table(endpoint: str, env: Mapping[str, str]) -> None:
-    # Here, since importing boto3 takes a while and a wrong setting should show before.
-    from memory.table import connect, create_table
-
     os.environ.update({name: value for name, value in env.items() if name.startswith("AWS_")})
-    create_table(connect(endpoint), env["TABLE_NAME"])
+    try:
+        create_table(connect(endpoint), env["TABLE_NAME"])
+    except (BotoCoreError, ClientError) as error:
+        raise CannotRun(f"The table cannot be made at {endpoint}: {error} Is DYNAMODB_ENDPOINT right?") from None
     _say(f"the table {env['TABLE_NAME']} is there")
 
 

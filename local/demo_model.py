@@ -12,6 +12,7 @@ What it understands in the newest user message, first match first:
   (`Europe/Paris`), else `UTC`. `days between 2024-01-01 and 2024-03-01`: calls `days_between` with `start` and `end`.
   `add up 1, 2 and 3.5`: calls `total` with `numbers`. Then it answers with what the tools returned. A tool that is not
   offered is not called, and it says so.
+- `call order_status with order=17`: calls any tool, with such arguments; several are separated by commas.
 - `how many messages have you seen` (or turns): "I have seen N user messages (M messages in all)."
 - `what do you know about me`: every "my X is Y" of the user and system messages; for each X the last one counts.
 - `what is my X` (who, where, when, which; "do you know/remember my X", "tell me my X"): that Y, or "I don't know your
@@ -70,6 +71,8 @@ _CLOCK = re.compile(
 _ZONE = re.compile(r"\b(?:Etc/[\w+-]+|[A-Z][A-Za-z_]+(?:/[A-Z][A-Za-z_-]+){1,2})\b")
 _DAYS = re.compile(r"\bdays between (\d{4}-\d\d-\d\d) and (\d{4}-\d\d-\d\d)\b", re.IGNORECASE)
 _TOTAL = re.compile(r"\badd up ((?:-?\d+(?:\.\d+)?(?:\s*,\s*and\s+|\s*,\s*|\s+and\s+|\s+)?)+)", re.IGNORECASE)
+_CALL = re.compile(r"\bcall (\w+)(?: with (\w+ *=.*))?", re.IGNORECASE)
+_ARGUMENT = re.compile(r"(\w+) *= *([^,]*[^,\s.!?])")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _WAIT = re.compile(r"\bplease wait (\d+(?:\.\d+)?) seconds?\b", re.IGNORECASE)
 _FAIL = re.compile(r"\bplease fail with status ([45]\d\d)\b", re.IGNORECASE)
@@ -175,7 +178,19 @@ def _calls_for(text: str) -> tuple[Call, ...]:
     for listed in _TOTAL.findall(text):
         numbers = [float(number) if "." in number else int(number) for number in _NUMBER.findall(listed)]
         calls.append(Call(tool="total", arguments={"numbers": numbers}))
+    for name, arguments in _CALL.findall(text):
+        given = {key: _value(value) for key, value in _ARGUMENT.findall(arguments)}
+        if "_" in name or given:
+            calls.append(Call(tool=name, arguments=given))
     return tuple(calls)
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value where the text is one, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _text(message: Message) -> str:
@@ -320,7 +335,15 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m local.demo_model")
     parser.add_argument("--port", type=int, default=8000)
     port = parser.parse_args(arguments).port
-    uvicorn.run(app, host=guard.LOOPBACK, port=port, log_level="warning", access_log=False, lifespan="off")
+    uvicorn.run(
+        app,
+        host=guard.LOOPBACK,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def test_an_empty_variable_counts_as_absent() -> None:
         ("TOKEN_LIMIT", "-1"),
         ("IDENTITY_SOURCES", "cookie"),
         ("IDENTITY_SOURCES", ","),
+        ("IDENTITY_SOURCES", "token,jwt"),
         ("TOKEN_DAYS", "0"),
         ("COOKIE_SECURE", "perhaps"),
     ],

@@ -73,12 +73,17 @@ def test_it_counts_the_users_messages() -> None:
             [Call(tool="days_between", arguments={"start": "2024-01-01", "end": "2024-03-01"})],
         ),
         ("Please add up 1, 2 and 3.5.", [Call(tool="total", arguments={"numbers": [1, 2, 3.5]})]),
+        (
+            "Call order_status with order=A17, days=2.5.",
+            [Call(tool="order_status", arguments={"order": "A17", "days": 2.5})],
+        ),
+        ("call list_orders", [Call(tool="list_orders", arguments={})]),
         ("add up 1, -2, and 3", [Call(tool="total", arguments={"numbers": [1, -2, 3]})]),
     ],
 )
 def test_it_calls_the_tool_that_fits(text: str, calls: list[Call]) -> None:
     """With the tool offered it is called, with what the user named; without it the answer says so."""
-    offered = frozenset({"current_time", "days_between", "total"})
+    offered = frozenset({"current_time", "days_between", "total", "order_status", "list_orders"})
     assert reply_to([{"role": "user", "content": text}], offered) == Reply(calls=tuple(calls))
     assert f"not offered the tool {calls[0].tool}" in said(text)
 

@@ -158,7 +158,7 @@ def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     assert f"Port {port} cannot be used" in run.output
     assert "PORT=3000 make run" in run.output
     assert "Traceback" not in run.output
-    assert not (tmp_path / "local").exists()
+    assert not (tmp_path / "local" / "data").exists()
 
 
 def test_a_held_lock_is_a_clear_error(tmp_path: Path) -> None:
@@ -174,11 +174,30 @@ def test_a_held_lock_is_a_clear_error(tmp_path: Path) -> None:
     assert "Traceback" not in run.output
 
 
-@pytest.mark.parametrize(("name", "value"), [("PORT", "x"), ("WORKERS", "0"), ("TIMEOUT_SECONDS", "soon")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "x"),
+        ("WORKERS", "0"),
+        ("TIMEOUT_SECONDS", "soon"),
+        ("TIMEOUT_SECONDS", "15"),
+        ("TOKEN_LIMIT", "abc"),
+        ("CONTEXT_WINDOW", "8192"),
+        ("DYNAMODB_ENDPOINT", "http://127.0.0.1:9"),
+        ("LOCAL_DIR", "README.md"),
+    ],
+)
 def test_a_wrong_setting_is_a_clear_error(tmp_path: Path, name: str, value: str) -> None:
-    """The error names the setting and what it was."""
-    with pytest.raises(program.CannotRun, match=rf"{name} must be .*{value}"):
-        program.Options.read(environment(tmp_path, **{name: value}), [])
+    """What makes no sense is told at the start, by its name, and not by every request."""
+    with pytest.raises(program.CannotRun, match=name):
+        program.run(environment(tmp_path, **{name: value}), [])
+
+
+def test_the_start_says_who_answers(tmp_path: Path) -> None:
+    """A key in the environment is not used in silence."""
+    with started(tmp_path / "local", OPENAI_API_KEY="k", OPENAI_MODEL="some-model") as run:
+        run.url()
+    assert "some-model at OpenAI answers (unset OPENAI_API_KEY" in run.output
 
 
 def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:

@@ -287,6 +287,13 @@ async def test_a_commit_whose_response_was_lost_is_a_success(store: Store) -> No
     assert (await store.log().load(store.session(), token_limit=1000)).turns == (turn,)
 
 
+async def test_a_failure_whose_response_was_lost_is_stored_as_well(store: Store) -> None:
+    """A refusal that shows our own token is a success for every kind of turn."""
+    claim = await claimed(store, store.session(), asking("hello"))
+    failed = claim.failed("model_error", exchange("hello", "")[:1], at=utc_now(), instance="test")
+    assert await store.log(client=LosingClient(store.client, "put_item")).commit(claim, failed) == failed
+
+
 async def test_a_claim_whose_response_was_lost_blocks_nobody(store: Store) -> None:
     """The table shows the token of the silent claim on the next load: it is ours, and is not waited for."""
     client = LosingClient(store.client, "update_item")
