@@ -157,7 +157,7 @@ async def keep_lease(log: TurnLog, claim: Claim) -> AsyncIterator[asyncio.Task[N
     """Renew the claim's lease for as long as the turn takes. The task ends early where the session was taken over."""
 
     async def renew() -> None:
-        pause = FIRST_RENEWAL_SECONDS
+        pause = FIRST_RENEWAL_SECONDS - (utc_now() - claim.claimed_at).total_seconds()
         while True:
             await asyncio.sleep(pause)
             try:

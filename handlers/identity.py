@@ -21,6 +21,7 @@ from handlers.settings import Settings
 from memory.turns import utc_now
 
 TOKEN_HEADER = "x-session-token"  # noqa: S105 - the name of a header
+CLOCK_SKEW = timedelta(seconds=30)
 _SALT = "rehydrate.session-token"
 
 Event = Mapping[str, Any]
@@ -48,21 +49,18 @@ class SessionTokens:
 
     def __init__(self, key: str, *, life: timedelta, clock: Callable[[], datetime] = utc_now) -> None:
         self._life, self._clock = life, clock
-        self._serializer = URLSafeTimedSerializer(
-            key,
-            salt=_SALT,
-            signer=_ClockedSigner,
-            signer_kwargs={"clock": clock, "key_derivation": "hmac", "digest_method": hashlib.sha256},
-        )
+        # A token is dated back a little, so that a host whose clock is behind does not take it for one of the future.
+        self._minting = _serializer(key, lambda: clock() - CLOCK_SKEW)
+        self._reading = _serializer(key, clock)
 
     def mint(self, caller_id: str) -> str:
         """A token that is good from now on."""
-        return self._serializer.dumps(caller_id)
+        return self._minting.dumps(caller_id)
 
     def read(self, token: str) -> tuple[str, bool]:
         """The caller's id, and whether half of the token's life is over. Raises InvalidToken."""
         try:
-            caller_id, signed_at = self._serializer.loads(
+            caller_id, signed_at = self._reading.loads(
                 token, max_age=round(self._life.total_seconds()), return_timestamp=True
             )
         except SignatureExpired as error:
@@ -77,9 +75,12 @@ def identify(event: Event, settings: Settings, *, clock: Callable[[], datetime] 
     for source in settings.identity_sources:
         if source == "token":
             return _token_caller(event, settings, clock)
-        parts = _CLAIMS[source](mapping(event, "requestContext", "authorizer", source))
+        context = mapping(event, "requestContext", "authorizer", source)
+        parts = _CLAIMS[source](context)
         if all(isinstance(part, str) and part for part in parts):
             return Caller(owner=_owner(source, *parts), source=source)
+        if context:
+            break  # claims without an owner: not somebody whom a later source may take for a new caller
     raise unauthorized(
         f"This service knows its callers by {' or '.join(settings.identity_sources)} alone, and the request came "
         "without. Send it through the API's authorizer, with the credentials that it asks for."
@@ -174,6 +175,15 @@ def _cookie(value: str, max_age: int, settings: Settings) -> Cookie:
         http_only=True,
         secure=settings.cookie_secure,
         same_site=SameSite.LAX_MODE,
+    )
+
+
+def _serializer(key: str, clock: Callable[[], datetime]) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(
+        key,
+        salt=_SALT,
+        signer=_ClockedSigner,
+        signer_kwargs={"clock": clock, "key_derivation": "hmac", "digest_method": hashlib.sha256},
     )
 
 

@@ -80,8 +80,6 @@ def from_error(error: Exception) -> Problem:
     """The problem that an error is for the caller. What it does not know is a 500, and no text of it gets out."""
     if isinstance(error, Problem):
         return error
-    if isinstance(error, ValidationError):
-        return _from_validation(error)
     if isinstance(error, TurnInProgress | LeaseLost):
         return Problem(
             status=HTTPStatus.CONFLICT,
@@ -137,7 +135,7 @@ def cause(error: BaseException | None) -> list[dict[str, Any]]:
     return found
 
 
-def _from_validation(error: ValidationError) -> Problem:
+def from_validation(error: ValidationError) -> Problem:
     """What pydantic found wrong with a body: the first field by name, all of them in `errors`."""
     faults = [_fault(fault) for fault in error.errors(include_url=False, include_input=False)]
     problem = bad_field(faults[0]["field"], "; ".join(f"{fault['field']} {fault['problem']}" for fault in faults))

@@ -11,6 +11,9 @@ from handlers.conversation import Answered, Ask, Conversation
 from handlers.identity import Caller
 from handlers.problems import cause
 
+FIELDS = {"body", "message", "session_id", "x-session-id", "Idempotency-Key"}
+"""The fields that a line may name; others are the client's words."""
+
 logger = Logger(service="rehydrate", location=None)
 
 
@@ -42,7 +45,7 @@ def log_turn(exchange: Exchange, status: int, outcome: str, field: str | None = 
     if exchange.error:
         facts["cause"] = cause(exchange.error)
         if field:
-            facts["field"] = field
+            facts["field"] = field if field in FIELDS else "one that is not known"
         write = logger.error if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logger.warning
     elif facts.get("turns_total") and not facts.get("turns_in_window"):
         facts["hint"] = "no earlier turn fits TOKEN_LIMIT, or all of them failed"

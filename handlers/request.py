@@ -1,17 +1,16 @@
 """What a request to the chat function asks for: its body and headers, checked, as values."""
 
 import base64
-import binascii
 import hashlib
 import json
 import re
 from http import HTTPStatus
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from handlers.conversation import Ask
 from handlers.identity import TOKEN_HEADER, Caller, Event, header, mapping
-from handlers.problems import bad_field, unauthorized
+from handlers.problems import bad_field, from_validation, unauthorized
 from handlers.settings import Settings
 from memory.turns import Request, Session
 
@@ -46,7 +45,10 @@ class ChatRequest(BaseModel):
 
 def read_request(event: Event, caller: Caller, settings: Settings, invocation_id: str) -> Ask:
     """What is asked, in which session, under which request id. Raises a Problem that names the field that is wrong."""
-    request = ChatRequest.model_validate_json(_body(event))
+    try:
+        request = ChatRequest.model_validate_json(_body(event))
+    except ValidationError as error:
+        raise from_validation(error) from error
     if len(request.message) > settings.max_message_chars:
         raise bad_field(
             "message",
@@ -80,7 +82,7 @@ def _body(event: Event) -> bytes:
         raise bad_field("body", 'body is missing; send a JSON object such as {"message": "Hello"}')
     try:
         return base64.b64decode(body, validate=True) if event.get("isBase64Encoded") else body.encode()
-    except (binascii.Error, UnicodeEncodeError) as error:
+    except ValueError as error:
         raise bad_field("body", "body is not text in UTF-8; send a JSON object") from error
 
 

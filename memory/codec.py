@@ -9,6 +9,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, unquote
@@ -19,8 +20,12 @@ Item = dict[str, Any]
 
 VERSION = 1
 WRITE_UNIT = 1024
+INLINE_BYTES = 64_000
+"""Payload that a turn's own item takes. More goes into parts, which cost a load nothing where the turn does not fit."""
 PART_BYTES = 380_000
-"""Payload that one item takes; DynamoDB's limit for an item is 400 KiB, names and keys included."""
+"""Payload that a part takes; DynamoDB's limit for an item is 400 KiB, names and keys included."""
+LONGEST_SESSION = 1_000
+"""Bytes of an encoded session id; a partition key takes 2,048 in all."""
 RECENT_REQUESTS = 16
 LONGEST_OWNER = 512
 
@@ -39,8 +44,14 @@ def owner_key(owner: str) -> str:
 
 
 def partition(session: Session) -> str:
-    """The partition that holds everything of one session. Encoding keeps `#` for the places between the parts."""
-    return f"SESSION#{owner_key(session.owner)}#{quote(session.id, safe='', errors='surrogatepass')}"
+    """The partition that holds everything of one session. Encoding keeps `#` for the places between the parts.
+
+    Raises ValueError where the session's id is longer than a key may be.
+    """
+    encoded = quote(session.id, safe="", errors="surrogatepass")
+    if len(encoded) > LONGEST_SESSION:
+        raise ValueError(f"a session id takes {LONGEST_SESSION} bytes at the most, and this one has {len(encoded)}")
+    return f"SESSION#{owner_key(session.owner)}#{encoded}"
 
 
 def session_id(partition_key: str) -> str:
@@ -77,7 +88,10 @@ def request_hash(request_id: str) -> bytes:
 
 
 def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
-    """The turn's item, and the parts that have to be stored before it where it is too large for one."""
+    """The turn's item, and the parts that have to be stored before it.
+
+    There are parts where the turn is large; and where it failed, since loads pass by failed turns.
+    """
     item: Item = {
         "pk": partition(session),
         "sk": turn_key(turn.generation, turn.number),
@@ -100,9 +114,9 @@ def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
     packed = zlib.compress(payload)
     if _units(item, packed) < _units(item, payload):
         item["encoding"], payload = "zlib", packed
-    slices = [payload[i : i + PART_BYTES] for i in range(0, len(payload), PART_BYTES)]
-    if len(slices) == 1:
+    if len(payload) <= INLINE_BYTES and turn.status is not TurnStatus.FAILED:
         return item | {"payload": payload}, []
+    slices = [payload[i : i + PART_BYTES] for i in range(0, len(payload), PART_BYTES)]
     parts = [
         {"pk": item["pk"], "sk": part_key(turn.generation, turn.number, turn.token, i), "payload": part}
         for i, part in enumerate(slices)
@@ -182,6 +196,14 @@ def remember(state: State | None, number: int, request_id: str) -> tuple[bytes, 
     """The recent requests after a claim of `number`: one entry a number, the last 16 of them."""
     before = () if state is None else state.recent if state.number < number else state.recent[:-1]
     return (*before, request_hash(request_id))[-RECENT_REQUESTS:]
+
+
+def corrected(state: State, request_id: str) -> State:
+    """The state whose last entry is the request that its number's turn answered.
+
+    A holder that was overtaken may still have been the faster one: then the entry is of a claim that came to nothing.
+    """
+    return replace(state, recent=(*state.recent[:-1], request_hash(request_id)))
 
 
 def recall(state: State, request_id: str) -> list[int]:

@@ -9,7 +9,7 @@ import asyncio
 import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from memory.turns import (
     RequestIdReused,
     Session,
     State,
+    TableUnavailable,
     Turn,
     TurnInProgress,
     TurnStatus,
@@ -49,7 +50,8 @@ TOKENS_PER_TURN = 500
 HELD = "#holder = :seen"
 UNHELD = "attribute_not_exists(#holder)"
 EXISTS = "attribute_exists(#holder)"
-UNMARKED = "#generation = :seen_generation AND (attribute_not_exists(#marker) OR #marker = :seen_marker)"
+SAME_GENERATION = "#generation = :seen_generation"
+UNMARKED = f"{SAME_GENERATION} AND (attribute_not_exists(#marker) OR #marker = :seen_marker)"
 MARKS = ("archived_through", "deleted_through", "marker")
 INDEXED = ("owner", "active_at", "title", "created_at")
 
@@ -81,6 +83,12 @@ class DynamoDBTurnLog:
         return self._table.usage
 
     async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
+        try:
+            return await self._load(session, token_limit, request)
+        except DamagedTurn:  # an answer was deleted under our eyes; or it is damaged, and then it is so again
+            return await self._load(session, token_limit, request)
+
+    async def _load(self, session: Session, token_limit: int | None, request: Request | None) -> Window:
         reading = await self._read(session, token_limit)
         # It may have been rewritten under our eyes. (Where a claim follows, that finds out by itself.)
         if reading.damaged or (reading.pages > 1 and token_limit is None and await self._moved(reading)):
@@ -149,34 +157,40 @@ class DynamoDBTurnLog:
         try:
             await self._table.put_new(item)
         except Refused as refusal:
-            if refusal.item.get("token") == turn.token:
-                return turn
-            await self._table.delete_all((part["pk"], part["sk"]) for part in parts)
-            answer = _answer(await self._decode(refusal.item), turn.request)
-            if answer is None:
-                raise LeaseLost(f"turn {turn.number} was taken over") from refusal
-            return answer
+            if refusal.item.get("token") != turn.token:
+                await self._table.delete_all((part["pk"], part["sk"]) for part in parts)
+                return await self._answer_in_its_place(refusal.item, turn)
+        if self._clock() - claim.claimed_at > LEASE / 2 and await self._is_hidden(claim):
+            raise LeaseLost(f"turn {turn.number} was overtaken by a rewrite or a delete, and nobody will see it")
         return turn
 
     async def delete(self, session: Session) -> bool:
-        try:
-            state = await self._update_state(
-                session,
-                {
-                    "n": 0,
-                    "holder": self._new_token(),
-                    "lease_until": 0,
-                    "expires_at": int((self._clock() + TOMBSTONE_LIFE).timestamp()),
-                },
-                # Above every generation that was ever reserved: nothing that is or will be written is in it.
-                count_up=["generation", "reserved"],
-                remove=["recent", *INDEXED, *MARKS],
-                condition=EXISTS,
-                attempts=PERSISTENT,
-            )
-        except Refused:
-            return True
-        return await self._sweep(session, 0, int(state["generation"]))
+        """One compare-and-swap of the generation, so that a copy that arrives late finds nothing to delete."""
+        while (seen := await self._generation(session)) is not None:
+            holder = self._new_token()
+            values = {
+                "n": 0,
+                "holder": holder,
+                "lease_until": 0,
+                "expires_at": int((self._clock() + TOMBSTONE_LIFE).timestamp()),
+            }
+            try:
+                state = await self._update_state(
+                    session,
+                    values,
+                    # Above every generation that was ever reserved: nothing that is or will be written is in it.
+                    count_up=["generation", "reserved"],
+                    remove=["recent", *INDEXED, *MARKS],
+                    condition=SAME_GENERATION,
+                    seen={":seen_generation": seen},
+                    attempts=PERSISTENT,
+                )
+            except Refused as refusal:
+                if refusal.item.get("holder") != holder:
+                    continue
+                state = refusal.item
+            return await self._sweep(session, 0, int(state["generation"]))
+        return True
 
     async def rewrite(self, window: Window, turns: Sequence[Turn]) -> None:
         """The new turns are written under a generation that nobody reads; then one compare-and-swap shows them."""
@@ -198,7 +212,9 @@ class DynamoDBTurnLog:
         except (ClaimRefused, LeaseLost):
             await self._sweep(session, generation, generation + 1)
             raise
-        await self._sweep(session, 0, generation)
+        with suppress(TableUnavailable):  # what is left is out of sight; the next rewrite or delete removes it
+            while not await self._sweep(session, 0, generation):
+                pass
 
     async def mark(self, window: Window, *, archived: Position = START, deleted: Position = START) -> None:
         if window.state is None:
@@ -215,7 +231,15 @@ class DynamoDBTurnLog:
                 attempts=PERSISTENT,
             )
         except Refused as refusal:
-            if refusal.item.get("marker") != marker:
+            if refusal.item.get("marker") == marker:
+                return
+            if not refusal.repeated:
+                raise ClaimRefused("somebody else changed the history") from refusal
+            # An earlier attempt may have been applied, and somebody moved the marks since. They only ever advance.
+            if refusal.item.get("generation") != window.generation:
+                raise TableUnavailable("rewritten meanwhile; whether it was marked before is not known") from refusal
+            there = (codec.decode_position(refusal.item.get(name)) for name in marks)
+            if any(now < wanted for now, wanted in zip(there, marks.values(), strict=True)):
                 raise ClaimRefused("somebody else changed the history") from refusal
 
     async def sessions(self, owner: str) -> list[str]:
@@ -249,7 +273,7 @@ class DynamoDBTurnLog:
                         reading.state = codec.decode_state(item)
                     elif not reading.wants(item):
                         return
-                    else:
+                    elif not reading.skips(item):
                         await self._add(reading, item)
 
     async def _add(self, reading: "_Reading", item: Item) -> None:
@@ -257,13 +281,37 @@ class DynamoDBTurnLog:
         try:
             reading.add(await self._decode(item))
         except DamagedTurn:
-            reading.damaged.append(codec.turn_numbers(item["sk"])[1])
+            reading.damaged[codec.turn_numbers(item["sk"])[1]] = item.get("request_id", "")
 
     async def _decode(self, item: Item) -> Turn:
         """The turn in an item, with its parts fetched where it has some."""
         keys = codec.part_keys(item)
         parts = await asyncio.gather(*(self._table.get(item["pk"], key) for key in keys))
-        return codec.decode_turn(item, [part["payload"] for part in parts if part])
+        payloads = [part["payload"] for part in parts if part]
+        if len(payloads) < len(keys):
+            raise DamagedTurn(f"{item['sk']} lacks {len(keys) - len(payloads)} of its {len(keys)} parts")
+        return codec.decode_turn(item, payloads)
+
+    async def _answer_in_its_place(self, item: Item, turn: Turn) -> Turn:
+        """The stored turn that has the number, where it answered the same request; else raises LeaseLost."""
+        try:
+            if answer := _answer(await self._decode(item), turn.request):
+                return answer
+        except DamagedTurn as error:
+            raise LeaseLost(f"turn {turn.number} was taken over, by one that cannot be read") from error
+        raise LeaseLost(f"turn {turn.number} was taken over")
+
+    async def _is_hidden(self, claim: Claim) -> bool:
+        """Whether a rewrite or a delete came before a stored turn: it frees the numbers for those it overtook."""
+        try:
+            return await self._generation(claim.session) != claim.generation
+        except TableUnavailable:
+            return False  # the turn is stored; that this cannot be asked is no reason to say otherwise
+
+    async def _generation(self, session: Session) -> int | None:
+        """The generation that is read now; None where the session has no state."""
+        item = await self._table.get(codec.partition(session), codec.STATE_KEY)
+        return int(item["generation"]) if item else None
 
     async def _moved(self, reading: "_Reading") -> bool:
         """Whether a rewrite or a delete came between the pages of a reading."""
@@ -272,14 +320,18 @@ class DynamoDBTurnLog:
         return (now and (now.generation, now.marker)) != (then and (then.generation, then.marker))
 
     async def _find_answer(self, reading: "_Reading", request: Request) -> Turn | None:
-        """The complete turn that answered this request: among the loaded ones, and the last 16 that were claimed."""
+        """The complete turn that answered this request: among the loaded ones, and the last 16 that were claimed.
+
+        Raises DamagedTurn where that one cannot be read: the request must not be answered twice.
+        """
+        if request.id in reading.damaged.values():
+            raise DamagedTurn("the turn that answered this request cannot be read")
         candidates = [turn for turn in reading.turns if turn.request.id == request.id]
-        read = {turn.number for turn in reading.turns} | set(reading.damaged)
-        for number in codec.recall(reading.state, request.id) if reading.state else []:
-            if number not in read and number <= reading.newest:
-                key = codec.turn_key(reading.generation, number)
-                if item := await self._table.get(codec.partition(reading.session), key):
-                    candidates.append(await self._decode(item))
+        read = {turn.number for turn in reading.turns}
+        for number in reading.recalled(request.id):
+            key = codec.turn_key(reading.generation, number)
+            if number not in read and (item := await self._table.get(codec.partition(reading.session), key)):
+                candidates.append(await self._decode(item))
         return next((turn for turn in candidates if _answer(turn, request)), None)
 
     def _lease_left(self, reading: "_Reading") -> float:
@@ -307,8 +359,12 @@ class DynamoDBTurnLog:
                 attempts=PERSISTENT,
             )
         except Refused as refusal:
-            if refusal.item.get("holder") != state.holder:
-                raise ClaimRefused("another request came between") from refusal
+            there = int(refusal.item.get("generation", 0))
+            if there == generation:
+                return  # shown by an earlier attempt, and already claimed by somebody
+            if refusal.repeated and there > generation:
+                raise TableUnavailable("rewritten again; whether this was shown before is not known") from refusal
+            raise ClaimRefused("another request came between") from refusal
 
     async def _sweep(self, session: Session, first: int, end: int) -> bool:
         """Remove what the generations from `first` to below `end` hold; False where that was too much for one call."""
@@ -366,7 +422,8 @@ class _Reading:
     token_limit: int | None
     state: State | None = None
     turns: list[Turn] = field(default_factory=list)
-    damaged: list[int] = field(default_factory=list)
+    damaged: dict[int, str] = field(default_factory=dict)
+    """Numbers of the turns that could not be read, with their request ids."""
     newest: int = 0
     """Number of the newest turn that is stored, readable or not."""
     highest_generation: int = 0
@@ -393,26 +450,40 @@ class _Reading:
         return None if self.token_limit is None else self._page_sizes(self.token_limit)
 
     def _page_sizes(self, limit: int) -> Iterator[int]:
-        yield limit // TOKENS_PER_TURN + 2
+        size = limit // TOKENS_PER_TURN + 2
         while True:
+            yield size
             taken = sum(turn.tokens for turn in self.turns)
-            average = max(1.0, taken / max(1, len(self.turns)))
-            yield math.ceil((limit - taken) / average * 1.1) + 2
+            average = taken / len(self.turns) if self.turns else 0
+            size = math.ceil((limit - taken) / average * 1.1) + 2 if average else size * 2
 
     def wants(self, item: Item) -> bool:
         """Whether this turn belongs to the window; where it does not, none of the older ones does."""
         generation, number = codec.turn_numbers(item["sk"])
         self.highest_generation = max(self.highest_generation, generation)
-        if generation != self.generation:
+        if self.state is None or generation != self.state.generation:
             return False
         self.newest = max(self.newest, number)
-        if self.state is not None and number < self.state.deleted_through[0]:
+        if number == self.state.number:
+            self.state = codec.corrected(self.state, str(item.get("request_id", "")))
+        if number < self.state.deleted_through[0]:
             return False
         if self.token_limit is None:
             return True
-        if self.state is not None and number < self.state.archived_through[0]:
+        if self.token_limit == 0 or number < self.state.archived_through[0]:
             return False
         return sum(turn.tokens for turn in self.turns) + int(item.get("tokens", 0)) <= self.token_limit
+
+    def skips(self, item: Item) -> bool:
+        """Whether the window passes by this turn: no model is shown what failed."""
+        return self.token_limit is not None and item.get("status") == TurnStatus.FAILED
+
+    def recalled(self, request_id: str) -> list[int]:
+        """Numbers of stored turns that may have answered this request."""
+        if self.state is None:
+            return []
+        oldest = self.state.deleted_through[0]
+        return [number for number in codec.recall(self.state, request_id) if oldest <= number <= self.newest]
 
     def add(self, turn: Turn) -> None:
         """Take the turn as the marks leave it, if there is anything of it to show."""

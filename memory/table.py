@@ -66,11 +66,16 @@ _deserialize = TypeDeserializer().deserialize
 
 
 class Refused(Exception):
-    """A write's condition did not hold. `item` is what stood in its place, empty where there was nothing."""
+    """A write's condition did not hold.
 
-    def __init__(self, item: Item) -> None:
+    `item` is what stood in its place, empty where there was nothing; `repeated` says whether an earlier attempt of the
+    same write ended in silence, and so may have been applied.
+    """
+
+    def __init__(self, item: Item, *, repeated: bool) -> None:
         super().__init__("the condition did not hold")
         self.item = item
+        self.repeated = repeated
 
 
 class Silent(TableUnavailable):
@@ -157,6 +162,8 @@ class Table:
             while left:
                 response = await self._call("batch_write_item", attempts=PERSISTENT, RequestItems=left)
                 left = response.get("UnprocessedItems", {})
+                if left:
+                    await asyncio.sleep(0.1)
 
     async def update(
         self,
@@ -192,7 +199,7 @@ class Table:
             try:
                 response = await asyncio.get_running_loop().run_in_executor(_EXECUTOR, call)
             except (ClientError, BotoCoreError) as error:
-                verdict = _verdict(error)
+                verdict = _verdict(error, repeated=attempt > 1)
                 if attempt < attempts and isinstance(verdict, Silent):
                     continue
                 raise verdict from error
@@ -210,16 +217,18 @@ class Table:
             self.usage.write_units += units
 
 
-def _verdict(error: ClientError | BotoCoreError) -> Refused | TableUnavailable:
+def _verdict(error: ClientError | BotoCoreError, *, repeated: bool) -> Refused | TableUnavailable:
     """What an error of the SDK means for the call."""
     if isinstance(error, HTTPClientError):
         return Silent("the table did not answer")
     if not isinstance(error, ClientError):
         return TableUnavailable("the table could not be asked")
     code = error.response.get("Error", {}).get("Code", "")
+    about = error.response.get("ResponseMetadata", {})
     if code == "ConditionalCheckFailedException":
-        return Refused(_plain(dict(error.response).get("Item") or {}))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        item = _plain(dict(error.response).get("Item") or {})
+        return Refused(item, repeated=repeated or about.get("RetryAttempts", 0) > 0)
+    status = about.get("HTTPStatusCode", 0)
     kind = Silent if code in _NO_VERDICT or status >= 500 else TableUnavailable
     return kind(f"the table answered {code}")
 

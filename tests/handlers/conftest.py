@@ -90,9 +90,11 @@ class Service:
         body = {"message": message} | ({"session_id": session} if session is not None else {})
         return self.post(json.dumps(body), token=token, seconds=seconds, **headers)
 
-    def post(self, body: str | None, *, token: str | None = None, seconds: float = 28, **headers: str) -> Reply:
+    def post(
+        self, body: str | None, *, token: str | None = None, seconds: float = 28, base64: bool = False, **headers: str
+    ) -> Reply:
         """POST /chat with any body."""
-        event = event_named("chat_first_request")
+        event = event_named("chat_first_request") | {"isBase64Encoded": base64}
         event["headers"] |= {name.replace("_", "-"): value for name, value in headers.items()}
         event["requestContext"]["requestId"] = uuid.uuid4().hex
         event["body"] = body

@@ -52,6 +52,11 @@ def test_a_token_that_this_service_did_not_make_is_refused(forged: str) -> None:
         tokens().read(forged)
 
 
+def test_a_host_whose_clock_is_behind_reads_new_tokens() -> None:
+    """Hosts' clocks differ by seconds, and a token that is from the future by so little holds."""
+    assert tokens(days=-2 / 86_400).read(tokens().mint("ada")) == ("ada", False)
+
+
 def test_a_token_of_another_key_is_refused() -> None:
     """A deployment with another secret does not know the caller."""
     with pytest.raises(InvalidToken):
@@ -149,6 +154,15 @@ def test_claims_that_are_none_are_refused(source: str, context: Any) -> None:
     """Whatever stands in the place of claims, there is no owner without one: 401."""
     with pytest.raises(Problem) as refusal:
         identify(authorized(source, context), Settings(identity_sources=source))
+    assert refusal.value.status == 401
+
+
+def test_claims_without_an_owner_make_no_new_caller() -> None:
+    """A request with an authorizer's context is never answered as an anonymous one."""
+    with pytest.raises(Problem) as refusal:
+        identify(
+            authorized("jwt", {"claims": {"scope": "x"}}), Settings(identity_sources="jwt,token", signing_secret="s")
+        )
     assert refusal.value.status == 401
 
 

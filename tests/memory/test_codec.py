@@ -36,7 +36,6 @@ def turn(text: str = "hello", **changes: Any) -> Turn:
         {"text": ""},
         {"text": "Grüße 🌍 \u0000 \u2028"},
         {"text": "x" * 100_000},
-        {"status": TurnStatus.FAILED, "failure": "model_error", "messages": ()},
         {"archived": 1},
         {"messages": ({"role": "tool", "additional_kwargs": {"f": 1.5e-300, "n": None, "d": {"": []}}, "blocks": []},)},
     ],
@@ -46,6 +45,20 @@ def test_a_turn_comes_back_as_it_was(changes: dict[str, Any]) -> None:
     item, parts = codec.encode_turn(SESSION, turn(**changes))
     assert parts == []
     assert codec.decode_turn(item) == turn(**changes) or codec.decode_turn(item).messages == turn(**changes).messages
+
+
+def test_a_failed_turn_keeps_its_message_in_a_part() -> None:
+    """Loads pass by failed turns, and do not pay for what was said in them."""
+    failed = turn(status=TurnStatus.FAILED, failure="model_error")
+    item, parts = codec.encode_turn(SESSION, failed)
+    assert "payload" not in item
+    assert codec.decode_turn(item, [part["payload"] for part in parts]) == failed
+
+
+def test_a_session_id_that_no_key_takes_is_refused() -> None:
+    """DynamoDB's keys are bounded, and the error says so."""
+    with pytest.raises(ValueError, match="1000 bytes"):
+        codec.partition(Session(owner="a", id="ü" * 500))
 
 
 def test_a_turn_is_compressed_where_that_saves_a_write_unit() -> None:
