@@ -4,17 +4,19 @@ import asyncio
 import hashlib
 import random
 import uuid
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from botocore.exceptions import ReadTimeoutError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
-from memory import codec
+from memory import codec, dynamodb
 from memory.dynamodb import LEASE
 from memory.turns import (
     Claim,
     ClaimRefused,
+    DamagedTurn,
     LeaseLost,
     Request,
     RequestIdReused,
@@ -42,10 +44,21 @@ class Clock:
 
 
 class LosingClient:
-    """A client whose chosen calls are applied, and whose responses to them get lost."""
+    """A client whose calls of one operation are applied, and the response to one of them (or more) gets lost.
 
-    def __init__(self, client: Any, operation: str, times: int = 1) -> None:
-        self._client, self._operation, self._times = client, operation, times
+    `meanwhile` is what somebody else does before the loss is noticed; `calls` are the arguments of all of them.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        operation: str,
+        *,
+        skip: int = 0,
+        meanwhile: Callable[[], Coroutine[Any, Any, Any]] | None = None,
+    ) -> None:
+        self._client, self._operation, self._skip, self._meanwhile = client, operation, skip, meanwhile
+        self.calls: list[dict[str, Any]] = []
         self.lost = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -54,9 +67,12 @@ class LosingClient:
             return call
 
         def losing(**arguments: Any) -> Any:
+            self.calls.append(arguments)
             result = call(**arguments)
-            if self.lost < self._times:
+            if len(self.calls) == self._skip + 1:
                 self.lost += 1
+                if self._meanwhile:
+                    asyncio.run(self._meanwhile())
                 raise ReadTimeoutError(endpoint_url="http://lost")
             return result
 
@@ -309,6 +325,125 @@ async def test_a_delete_whose_response_was_lost_is_done_all_the_same(store: Stor
     await say(store.log(), store.session(), "old")
     assert await store.log(client=LosingClient(store.client, "update_item")).delete(store.session())
     assert (await say(store.log(), store.session(), "new")).number == 1
+
+
+async def test_a_delete_that_arrives_late_deletes_nothing_newer(store: Store) -> None:
+    """A copy of a delete's write that was under way while the session began anew finds another generation."""
+    await say(store.log(), store.session(), "old")
+    client = LosingClient(store.client, "update_item", skip=99)
+    await store.log(client=client).delete(store.session())
+    await say(store.log(), store.session(), "new")
+    with pytest.raises(ClientError, match="ConditionalCheckFailed"):
+        store.client.update_item(**client.calls[0])
+    assert said(await store.log().load(store.session(), token_limit=None)) == ["new"]
+
+
+async def test_a_rewrite_whose_response_was_lost_keeps_what_came_after_it(store: Store) -> None:
+    """Another turn that was stored on the rewritten history is no sign that the rewrite was not shown."""
+    for text in "abc":
+        await say(store.log(), store.session(), text)
+    claim, reserve = 1, 1
+    client = LosingClient(
+        store.client,
+        "update_item",
+        skip=claim + reserve,
+        meanwhile=lambda: say(store.log(), store.session(), "d"),
+    )
+    log = store.log(client=client)
+    window = await log.load(store.session(), token_limit=None)
+    await log.rewrite(window, window.turns[1:])
+    assert client.lost == 1
+    assert said(await store.log().load(store.session(), token_limit=None)) == ["b", "c", "d"]
+
+
+async def test_a_mark_whose_response_was_lost_is_not_made_twice(store: Store) -> None:
+    """Where somebody moved the mark further meanwhile, ours was made before, or is no longer needed."""
+    for text in "abc":
+        await say(store.log(), store.session(), text)
+
+    async def somebody_else() -> None:
+        log = store.log()
+        await log.mark(await log.load(store.session(), token_limit=None), deleted=(2, 2))
+
+    log = store.log(client=LosingClient(store.client, "update_item", meanwhile=somebody_else))
+    await log.mark(await log.load(store.session(), token_limit=None), deleted=(1, 2))
+    assert said(await store.log().load(store.session(), token_limit=None)) == ["c"]
+
+
+async def test_the_request_of_an_overtaken_turn_that_was_stored_is_recognised(store: Store) -> None:
+    """Who claimed last may have stored nothing: the requests are those of the stored turns."""
+    clock = Clock()
+    faster = await claimed(store, store.session(), asking("faster", "k"), clock=clock)
+    clock.pass_lease()
+    await claimed(store, store.session(), asking("overtaker"), clock=clock)
+    stored = await store.log().commit(faster, completed(faster, "faster"))
+    await say(store.log(), store.session(), "next")
+    window = await store.log().load(store.session(), token_limit=0, request=asking("faster", "k"))
+    assert window.answered == stored
+
+
+@pytest.mark.parametrize("change", ["rewrite", "delete"])
+async def test_a_turn_that_a_rewrite_or_a_delete_overtook_is_not_called_stored(store: Store, change: str) -> None:
+    """Its number was freed by the removal of the old turns; it can be put, but nobody would see it."""
+    clock = Clock()
+    await say(store.log(clock=clock), store.session(), "a")
+    old = await claimed(store, store.session(), asking("old"), clock=clock)
+    clock.pass_lease()
+    log = store.log(clock=clock)
+    if change == "delete":
+        await log.delete(store.session())
+    else:
+        window = await log.load(store.session(), token_limit=None)
+        await log.rewrite(window, window.turns)
+    with pytest.raises(LeaseLost):
+        await store.log(clock=clock).commit(old, completed(old, "old"))
+
+
+async def test_a_commit_that_finds_a_damaged_turn_in_its_place_was_taken_over(store: Store) -> None:
+    """What cannot be read is somebody else's all the same."""
+    clock = Clock()
+    old = await claimed(store, store.session(), asking("old"), clock=clock)
+    clock.pass_lease()
+    await say(store.log(clock=clock), store.session(), "new")
+    damage(store, 1, "v", {"N": "99"})
+    with pytest.raises(LeaseLost):
+        await store.log().commit(old, completed(old, "old"))
+
+
+async def test_a_request_whose_answer_is_damaged_is_not_answered_twice(store: Store) -> None:
+    """Its turn is there, and cannot be read: that is an error, and no reason to run the agent again."""
+    await say(store.log(), store.session(), "once", key="k")
+    damage(store, 1, "payload", {"B": b"not json"})
+    with pytest.raises(DamagedTurn):
+        await say(store.log(), store.session(), "once", key="k")
+
+
+async def test_failed_turns_cost_a_load_next_to_nothing(real_store: Store) -> None:
+    """However many requests failed in a row, the window behind them is read at a small price."""
+    await say(real_store.log(), real_store.session(), "before")
+    for _ in range(60):
+        log = real_store.log()
+        claim = await claimed(real_store, real_store.session(), asking("x"))
+        failed = claim.failed("model_error", exchange(noise(30_000), "")[:1], at=utc_now(), instance="test")
+        await log.commit(claim, failed)
+    log = real_store.log()
+    assert said(await log.load(real_store.session(), token_limit=10_000)) == ["before"]
+    assert log.usage.calls <= 2
+    assert log.usage.read_units <= 12
+    look = real_store.log()
+    await look.load(real_store.session(), token_limit=0)
+    assert (look.usage.calls, look.usage.read_units) == (1, 1)
+
+
+async def test_a_rewrite_removes_all_that_it_replaced(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much that is, nothing of it stays in the table."""
+    monkeypatch.setattr(dynamodb, "SWEPT_AT_ONCE", 2)
+    for text in "abcdefg":
+        await say(store.log(), store.session(), text)
+    log = store.log()
+    window = await log.load(store.session(), token_limit=None)
+    await log.rewrite(window, window.turns[6:])
+    assert keys_of(store) == ["TURN#000002#0000000001", "state"]
 
 
 async def test_a_table_that_is_not_there_is_unavailable(store: Store) -> None:
