@@ -6,16 +6,16 @@ which correctness rests: number n is free only once, and whoever claims n has lo
 """
 
 import asyncio
-import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from memory import codec
 from memory.codec import Item
+from memory.reading import Reading
 from memory.table import INDEX, PERSISTENT, Refused, Silent, Table
 from memory.turns import (
     START,
@@ -44,8 +44,6 @@ LEASE = timedelta(seconds=10)
 TOMBSTONE_LIFE = timedelta(days=1)
 TITLE_CHARS = 80
 SWEPT_AT_ONCE = 500
-TOKENS_PER_TURN = 500
-"""What the first page of a load expects of a turn. Where turns are shorter, a second one follows."""
 
 HELD = "#holder = :seen"
 UNHELD = "attribute_not_exists(#holder)"
@@ -251,15 +249,15 @@ class DynamoDBTurnLog:
         )
         return [codec.session_id(item["pk"]) async for page in pages for item in page]
 
-    async def _read(self, session: Session, token_limit: int | None) -> "_Reading":
+    async def _read(self, session: Session, token_limit: int | None) -> Reading:
         """State and turns in one Query, newest first, for as long as the turns fit."""
-        reading = _Reading(session=session, token_limit=token_limit)
+        reading = Reading(session=session, token_limit=token_limit)
         await self._descend(reading, codec.STATE_KEY)
         if reading.met_unfinished_rewrite:
             await self._descend(reading, codec.turn_key(reading.generation, codec.LAST_NUMBER))
         return reading
 
-    async def _descend(self, reading: "_Reading", top: str) -> None:
+    async def _descend(self, reading: Reading, top: str) -> None:
         pages = self._table.query(
             "pk = :pk AND sk BETWEEN :bottom AND :top",
             {":pk": codec.partition(reading.session), ":bottom": codec.TURN_PREFIX, ":top": top},
@@ -276,7 +274,7 @@ class DynamoDBTurnLog:
                     elif not reading.skips(item):
                         await self._add(reading, item)
 
-    async def _add(self, reading: "_Reading", item: Item) -> None:
+    async def _add(self, reading: Reading, item: Item) -> None:
         """Add a turn; one that cannot be read hides no other."""
         try:
             reading.add(await self._decode(item))
@@ -313,13 +311,13 @@ class DynamoDBTurnLog:
         item = await self._table.get(codec.partition(session), codec.STATE_KEY)
         return int(item["generation"]) if item else None
 
-    async def _moved(self, reading: "_Reading") -> bool:
+    async def _moved(self, reading: Reading) -> bool:
         """Whether a rewrite or a delete came between the pages of a reading."""
         item = await self._table.get(codec.partition(reading.session), codec.STATE_KEY)
         now, then = codec.decode_state(item) if item else None, reading.state
         return (now and (now.generation, now.marker)) != (then and (then.generation, then.marker))
 
-    async def _find_answer(self, reading: "_Reading", request: Request) -> Turn | None:
+    async def _find_answer(self, reading: Reading, request: Request) -> Turn | None:
         """The complete turn that answered this request: among the loaded ones, and the last 16 that were claimed.
 
         Raises DamagedTurn where that one cannot be read: the request must not be answered twice.
@@ -334,7 +332,7 @@ class DynamoDBTurnLog:
                 candidates.append(await self._decode(item))
         return next((turn for turn in candidates if _answer(turn, request)), None)
 
-    def _lease_left(self, reading: "_Reading") -> float:
+    def _lease_left(self, reading: Reading) -> float:
         state = reading.state
         if state is None or state.number <= reading.newest or state.holder in self._unconfirmed:
             return 0
@@ -414,104 +412,9 @@ class DynamoDBTurnLog:
         )
 
 
-@dataclass(kw_only=True)
-class _Reading:
-    """What one load has seen of a session, newest first."""
-
-    session: Session
-    token_limit: int | None
-    state: State | None = None
-    turns: list[Turn] = field(default_factory=list)
-    damaged: dict[int, str] = field(default_factory=dict)
-    """Numbers of the turns that could not be read, with their request ids."""
-    newest: int = 0
-    """Number of the newest turn that is stored, readable or not."""
-    highest_generation: int = 0
-    pages: int = 0
-
-    @property
-    def generation(self) -> int:
-        """Without a state, whatever is stored belongs to a conversation that was deleted: the next one starts anew."""
-        return self.state.generation if self.state else self.highest_generation + 1
-
-    @property
-    def next_number(self) -> int:
-        if self.state is None:
-            return 1
-        return self.state.number + (1 if self.newest >= self.state.number else 0)
-
-    @property
-    def met_unfinished_rewrite(self) -> bool:
-        """A rewrite's turns, which nobody may see yet, stand above those of the state's generation."""
-        return self.state is not None and self.highest_generation > self.state.generation
-
-    def page_sizes(self) -> Iterator[int] | None:
-        """As many items as the limit may hold; then as many as it may still hold, by the turns that were seen."""
-        return None if self.token_limit is None else self._page_sizes(self.token_limit)
-
-    def _page_sizes(self, limit: int) -> Iterator[int]:
-        size = limit // TOKENS_PER_TURN + 2
-        while True:
-            yield size
-            taken = sum(turn.tokens for turn in self.turns)
-            average = taken / len(self.turns) if self.turns else 0
-            size = math.ceil((limit - taken) / average * 1.1) + 2 if average else size * 2
-
-    def wants(self, item: Item) -> bool:
-        """Whether this turn belongs to the window; where it does not, none of the older ones does."""
-        generation, number = codec.turn_numbers(item["sk"])
-        self.highest_generation = max(self.highest_generation, generation)
-        if self.state is None or generation != self.state.generation:
-            return False
-        self.newest = max(self.newest, number)
-        if number == self.state.number:
-            self.state = codec.corrected(self.state, str(item.get("request_id", "")))
-        if number < self.state.deleted_through[0]:
-            return False
-        if self.token_limit is None:
-            return True
-        if self.token_limit == 0 or number < self.state.archived_through[0]:
-            return False
-        return sum(turn.tokens for turn in self.turns) + int(item.get("tokens", 0)) <= self.token_limit
-
-    def skips(self, item: Item) -> bool:
-        """Whether the window passes by this turn: no model is shown what failed."""
-        return self.token_limit is not None and item.get("status") == TurnStatus.FAILED
-
-    def recalled(self, request_id: str) -> list[int]:
-        """Numbers of stored turns that may have answered this request."""
-        if self.state is None:
-            return []
-        oldest = self.state.deleted_through[0]
-        return [number for number in codec.recall(self.state, request_id) if oldest <= number <= self.newest]
-
-    def add(self, turn: Turn) -> None:
-        """Take the turn as the marks leave it, if there is anything of it to show."""
-        if self.state is not None:
-            turn = _marked(turn, self.state)
-        if turn.status is TurnStatus.VOID or not (turn.messages or turn.status is TurnStatus.FAILED):
-            return
-        if self.token_limit is None or turn.shown_to_model:
-            self.turns.append(turn)
-
-
 def _seen_marks(window: Window) -> dict[str, Any]:
     """Values of the UNMARKED condition."""
     return {":seen_generation": window.generation, ":seen_marker": window.state.marker if window.state else ""}
-
-
-def _marked(turn: Turn, state: State) -> Turn:
-    """The turn without its deleted messages, and with its archived ones counted."""
-    deleted, archived = (
-        len(turn.messages) if turn.number < number else messages if turn.number == number else 0
-        for number, messages in (state.deleted_through, state.archived_through)
-    )
-    return replace(
-        turn,
-        messages=turn.messages[deleted:],
-        deleted=deleted,
-        archived=max(turn.archived, archived) - deleted if max(turn.archived, archived) > deleted else 0,
-    )
 
 
 def _answer(turn: Turn, request: Request) -> Turn | None:

@@ -261,7 +261,8 @@ class TurnLog(Protocol):
         """The newest whole turns of a session that fit the limit together; all of them where it is None.
 
         The handler's windows (with a limit) hold complete turns only, and none of which something was archived or
-        deleted. Raises RequestIdReused where the request's id answered something else.
+        deleted. Raises RequestIdReused where the request's id answered something else, and DamagedTurn where the turn
+        that answered it cannot be read; other damaged turns are left out, and reported in the window.
         """
         ...
 
@@ -276,7 +277,9 @@ class TurnLog(Protocol):
     async def commit(self, claim: Claim, turn: Turn) -> Turn:
         """Store the turn and return it; or return the complete one which answered the same request in its place.
 
-        Raises LeaseLost where another request's turn has the number: nothing of this one is stored then.
+        Raises LeaseLost where another request's turn has the number, or where the session was deleted or rewritten
+        meanwhile: nothing of this one is seen then. (A turn of less than half a lease does not look whether it was: one
+        that was in flight during a delete may be called stored, and is as gone as what was stored before.)
         """
         ...
 
@@ -293,7 +296,10 @@ class TurnLog(Protocol):
         ...
 
     async def mark(self, window: Window, *, archived: Position = START, deleted: Position = START) -> None:
-        """Archive or delete all messages before a position. Raises ClaimRefused where somebody else did meanwhile."""
+        """Archive or delete all messages before a position. Raises ClaimRefused where somebody else did meanwhile.
+
+        Deleted is deleted: a request whose turn was deleted is a new one when it comes again.
+        """
         ...
 
     async def sessions(self, owner: str) -> list[str]:
