@@ -7,11 +7,10 @@ from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, APIGatewayRestResolver, Response
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handlers import settings as configuration
 from handlers.agent import build_agent
 from handlers.conversation import Answered, Conversation, NoTimeLeft
 from handlers.identity import identify, with_token, without_cookie
@@ -27,21 +26,22 @@ from memory.table import connect
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-app = APIGatewayHttpResolver()
+http_api, rest_api = APIGatewayHttpResolver(), APIGatewayRestResolver()
 
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """AWS Lambda's entry point, for API Gateway HTTP API events (payload version 2.0)."""
+    """AWS Lambda's entry point, for events of HTTP APIs and function URLs (version 2.0) and of REST APIs (1.0)."""
     logger.remove_keys(["function_arn", "function_memory_size"])  # the same in every line of a log group
     return _loop().run(_resolve(event, context))
 
 
-@app.post("/chat")
+@http_api.post("/chat")
+@rest_api.post("/chat")
 async def chat() -> Response[str]:
     """One turn of the caller's conversation."""
-    settings, exchange, field = configuration.current(), Exchange(), None
-    event, context = app.current_event.raw_event, app.lambda_context
+    settings, exchange, field = _settings(), Exchange(), None
+    event, context = http_api.current_event.raw_event, http_api.lambda_context
     try:
         exchange.caller = identify(event, settings)
         exchange.ask = read_request(event, exchange.caller, settings, context.aws_request_id)
@@ -61,7 +61,8 @@ async def chat() -> Response[str]:
     return with_token(response, exchange.caller, settings) if exchange.caller and exchange.conversation else response
 
 
-@app.not_found
+@http_api.not_found
+@rest_api.not_found
 def not_found(_: NotFoundError) -> Response[str]:
     """No such route."""
     return Problem(
@@ -121,10 +122,23 @@ def problem(error: Exception) -> Problem:
 
 async def _resolve(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     try:
+        app = rest_api if event.get("version", "1.0") == "1.0" else http_api
         return await app.resolve_async(event, context)
     except Exception as error:  # noqa: BLE001 - the last place where a clean answer can be given
         log_turn(Exchange(error=error), HTTPStatus.INTERNAL_SERVER_ERROR, "internal")
         return from_error(error).result()
+
+
+@cache
+def _settings() -> Settings:
+    """The settings of this process, read at first use."""
+    settings = Settings.from_environment()
+    if "header" in settings.identity_sources:
+        logger.warning(
+            "IDENTITY_SOURCES has header: whoever reaches this function can claim to be anybody. Keep it on a private "
+            "network, behind something that sets the header itself."
+        )
+    return settings
 
 
 def _deadline(context: LambdaContext) -> float:

@@ -6,7 +6,7 @@ is ever keyed by something random per request, and a token that does not hold ne
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -21,10 +21,13 @@ from handlers.settings import Settings
 from memory.turns import utc_now
 
 TOKEN_HEADER = "x-session-token"  # noqa: S105 - the name of a header
+USER_HEADER = "x-user-id"
 CLOCK_SKEW = timedelta(seconds=30)
 _SALT = "rehydrate.session-token"
 
 Event = Mapping[str, Any]
+Parts = tuple[Any, ...] | None
+"""What makes an owner of one source; None where the request does not have that source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Caller:
     """Who asks, where that was learnt, and the token to give them where they have none or an old one."""
 
     owner: str
-    source: Literal["new", "token", "jwt", "lambda", "iam"]
+    source: Literal["new", "token", "jwt", "cognito", "lambda", "iam", "header"]
     token: str | None = None
 
 
@@ -45,13 +48,16 @@ class InvalidToken(Exception):
 
 
 class SessionTokens:
-    """Signed tokens that carry an anonymous caller's id and the time they were made."""
+    """Signed tokens that carry an anonymous caller's id and the time they were made.
 
-    def __init__(self, key: str, *, life: timedelta, clock: Callable[[], datetime] = utc_now) -> None:
+    The first of the `keys` signs, and all of them verify, so that a key can be replaced while tokens are out.
+    """
+
+    def __init__(self, keys: Sequence[str], *, life: timedelta, clock: Callable[[], datetime] = utc_now) -> None:
         self._life, self._clock = life, clock
         # A token is dated back a little, so that a host whose clock is behind does not take it for one of the future.
-        self._minting = _serializer(key, lambda: clock() - CLOCK_SKEW)
-        self._reading = _serializer(key, clock)
+        self._minting = _serializer(keys, lambda: clock() - CLOCK_SKEW)
+        self._reading = _serializer(keys, clock)
 
     def mint(self, caller_id: str) -> str:
         """A token that is good from now on."""
@@ -71,19 +77,22 @@ class SessionTokens:
 
 
 def identify(event: Event, settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Caller:
-    """The caller of an HTTP API event, by the first identity source that the request has. Raises a 401 Problem."""
+    """The caller of an API Gateway or function URL event, by the first identity source that the request has.
+
+    Raises a 401 Problem where it has none, or where what it has names nobody: that is never a new caller.
+    """
     for source in settings.identity_sources:
         if source == "token":
             return _token_caller(event, settings, clock)
-        context = mapping(event, "requestContext", "authorizer", source)
-        parts = _CLAIMS[source](context)
+        parts = _SOURCES[source](event, settings.identity_claim)
+        if parts is None:
+            continue
         if all(isinstance(part, str) and part for part in parts):
             return Caller(owner=_owner(source, *parts), source=source)
-        if context:
-            break  # claims without an owner: not somebody whom a later source may take for a new caller
+        break
     raise unauthorized(
-        f"This service knows its callers by {' or '.join(settings.identity_sources)} alone, and the request came "
-        "without. Send it through the API's authorizer, with the credentials that it asks for."
+        f"This service knows its callers by {' or '.join(settings.identity_sources)} alone, and the request does not "
+        f"say who is asking. {_HOW_TO[settings.identity_sources[0]]}"
     )
 
 
@@ -102,8 +111,10 @@ def without_cookie(response: Response[str], settings: Settings) -> Response[str]
 
 
 def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime]) -> Caller:
-    tokens = SessionTokens(settings.signing_key(), life=timedelta(days=settings.token_days), clock=clock)
+    tokens = SessionTokens(settings.signing_keys(), life=timedelta(days=settings.token_days), clock=clock)
     given, cookie = header(event, TOKEN_HEADER), _cookies(event).get(_cookie_name(settings))
+    if given is None:
+        given = _bearer(event)
     token = cookie if given is None else given
     if token is None:
         caller_id = secrets.token_hex(16)
@@ -113,27 +124,69 @@ def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime
     except InvalidToken as error:
         raise unauthorized(
             f"The session token does not hold: {error.reason}. Its conversations cannot be reached with it; send the "
-            f"request without the {TOKEN_HEADER} header and the cookie to start as a new caller.",
+            f"request without it ({TOKEN_HEADER} or Authorization header, cookie) to start as a new caller.",
             clear_cookie=given is None,  # a bad header says nothing about the cookie
         ) from error
     renewed = tokens.mint(caller_id) if ageing else None
     return Caller(owner=_owner("anonymous", caller_id), source="token", token=renewed)
 
 
-def _jwt(authorizer: Mapping[str, Any]) -> tuple[Any, ...]:
-    claims = mapping(authorizer, "claims")
-    return (claims.get("iss"), claims.get("sub")) if "iss" in claims else (claims.get("sub"),)
+def _jwt(event: Event, claim: str) -> Parts:
+    """HTTP API with a JWT authorizer."""
+    return (
+        _claims(mapping(event, *_AUTHORIZER, "jwt", "claims"), claim) if mapping(event, *_AUTHORIZER, "jwt") else None
+    )
 
 
-def _lambda(authorizer: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (authorizer.get("sub") or authorizer.get("principalId"),)
+def _cognito(event: Event, claim: str) -> Parts:
+    """REST API with a Cognito user pool."""
+    claims = mapping(event, *_AUTHORIZER, "claims")
+    return _claims(claims, claim) if claims else None
 
 
-def _iam(authorizer: Mapping[str, Any]) -> tuple[Any, ...]:
-    return (authorizer.get("userArn"),)
+def _lambda(event: Event, claim: str) -> Parts:
+    """A Lambda authorizer: HTTP APIs have its context in a place of its own, REST APIs flat beside its principal."""
+    flat = mapping(event, *_AUTHORIZER)
+    context = mapping(flat, "lambda") or (flat if "principalId" in flat and "claims" not in flat else {})
+    return (context.get(claim) or context.get("principalId"),) if context else None
 
 
-_CLAIMS: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {"jwt": _jwt, "lambda": _lambda, "iam": _iam}
+def _iam(event: Event, _: str) -> Parts:
+    """A signed request: the ARN of whoever signed it, from an HTTP API, a function URL or a REST API."""
+    if iam := mapping(event, *_AUTHORIZER, "iam"):
+        return (iam.get("userArn"),)
+    arn = mapping(event, "requestContext", "identity").get("userArn")
+    return (arn,) if arn else None
+
+
+def _trusted_header(event: Event, _: str) -> Parts:
+    """The client's word, for private networks where something in front of the service sets it."""
+    if (user := header(event, USER_HEADER)) is not None:
+        return "user", user
+    session = header(event, "x-session-id")
+    return None if session is None else ("session", session)
+
+
+def _claims(claims: Mapping[str, Any], claim: str) -> tuple[Any, ...]:
+    """The issuer, where the claims name one, and the claim that identifies."""
+    return (claims.get("iss"), claims.get(claim)) if "iss" in claims else (claims.get(claim),)
+
+
+_AUTHORIZER = ("requestContext", "authorizer")
+_SOURCES: Mapping[str, Callable[[Event, str], Parts]] = {
+    "jwt": _jwt,
+    "cognito": _cognito,
+    "lambda": _lambda,
+    "iam": _iam,
+    "header": _trusted_header,
+}
+_HOW_TO: Mapping[str, str] = {
+    "jwt": "Send the JWT that the API asks for in the Authorization header.",
+    "cognito": "Send the user pool's token in the Authorization header.",
+    "lambda": "Send the credentials that the API's authorizer asks for.",
+    "iam": "Sign the request with AWS credentials (SigV4).",
+    "header": f"Send the {USER_HEADER} header.",
+}
 
 
 def _owner(source: str, *parts: str) -> str:
@@ -149,15 +202,29 @@ def mapping(value: Any, *names: str) -> Mapping[str, Any]:
 
 
 def header(event: Event, name: str) -> str | None:
-    """A header's value, whatever the case of its name."""
-    return next((value for key, value in mapping(event, "headers").items() if key.lower() == name), None)
+    """A header's value, whatever the case of its name; of several values the first."""
+    for key, value in mapping(event, "headers").items():
+        if key.lower() == name and isinstance(value, str):
+            return value
+    for key, values in mapping(event, "multiValueHeaders").items():
+        if key.lower() == name and isinstance(values, list) and values:
+            return str(values[0])
+    return None
+
+
+def _bearer(event: Event) -> str | None:
+    """The token of an `Authorization: Bearer` header."""
+    scheme, _, token = (header(event, "authorization") or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _cookies(event: Event) -> dict[str, str]:
-    """The cookies by name; of several with one name the first."""
+    """The cookies by name; of several with one name the first. HTTP APIs list them, REST APIs leave the header."""
+    listed = event.get("cookies")
+    pairs = listed if isinstance(listed, list) else (header(event, "cookie") or "").split(";")
     cookies: dict[str, str] = {}
-    for pair in event.get("cookies") or []:
-        name, _, value = pair.partition("=")
+    for pair in pairs:
+        name, _, value = str(pair).partition("=")
         cookies.setdefault(name.strip(), value.strip())
     return cookies
 
@@ -178,9 +245,9 @@ def _cookie(value: str, max_age: int, settings: Settings) -> Cookie:
     )
 
 
-def _serializer(key: str, clock: Callable[[], datetime]) -> URLSafeTimedSerializer:
+def _serializer(keys: Sequence[str], clock: Callable[[], datetime]) -> URLSafeTimedSerializer:
     return URLSafeTimedSerializer(
-        key,
+        list(reversed(keys)),  # the last one signs
         salt=_SALT,
         signer=_ClockedSigner,
         signer_kwargs={"clock": clock, "key_derivation": "hmac", "digest_method": hashlib.sha256},

@@ -1,6 +1,6 @@
 """The chat model: OpenAI's, or any server that speaks its protocol."""
 
-from functools import cache
+from functools import lru_cache
 
 from llama_index.core.base.llms.types import LLMMetadata
 from llama_index.llms.openai import OpenAI
@@ -26,10 +26,13 @@ class ChatModel(OpenAI):
         )
 
 
-@cache
 def chat_model(settings: Settings) -> ChatModel:
     """The client of this process. It keeps connections, and nothing of any conversation. Raises SettingsError."""
-    key = settings.model_key()
+    return _client(settings, settings.model_key())
+
+
+@lru_cache(maxsize=2)  # a key that was replaced gets a new client
+def _client(settings: Settings, key: str) -> ChatModel:
     return ChatModel(
         model=settings.openai_model,
         api_base=settings.openai_api_base,

@@ -3,13 +3,12 @@
 import os
 import socket
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Literal, Self
 
 from aws_lambda_powertools.utilities import parameters
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-IdentitySource = Literal["jwt", "lambda", "iam", "token"]
+IdentitySource = Literal["jwt", "cognito", "lambda", "iam", "token", "header"]
 
 SECRET_SECONDS = 300
 """How long a secret that was fetched is kept before it is fetched anew."""
@@ -55,9 +54,12 @@ class Settings(BaseModel):
         default=("token",), min_length=1
     )
     """Where the owner of a session comes from; the first source that a request has decides, `token` last."""
+    identity_claim: str = Field(default="sub", min_length=1)
+    """Which of an authorizer's claims is the owner."""
     signing_secret: str | None = None
+    """Keys that session tokens are signed with, separated by spaces or line ends: the first signs, all verify."""
     signing_secret_arn: str | None = None
-    """Name or ARN of the secret in Secrets Manager that session tokens are signed with."""
+    """Name or ARN of the secret in Secrets Manager that holds those keys."""
     token_days: float = Field(default=30, gt=0)
     """Life of a session token; it is renewed at half of it."""
     cookie_secure: bool = True
@@ -99,15 +101,9 @@ class Settings(BaseModel):
         """The key for the model's server, from the environment or Secrets Manager. Raises SettingsError."""
         return _secret(self.openai_api_key, self.openai_api_key_secret, "OPENAI_API_KEY")
 
-    def signing_key(self) -> str:
-        """The secret that session tokens are signed with. Raises SettingsError."""
-        return _secret(self.signing_secret, self.signing_secret_arn, "SIGNING_SECRET")
-
-
-@cache
-def current() -> Settings:
-    """The settings of this process, read at first use."""
-    return Settings.from_environment()
+    def signing_keys(self) -> list[str]:
+        """The keys that session tokens are signed with; the first signs, all verify. Raises SettingsError."""
+        return _secret(self.signing_secret, self.signing_secret_arn, "SIGNING_SECRET").split()
 
 
 def _secret(value: str | None, name: str | None, setting: str) -> str:
@@ -116,6 +112,9 @@ def _secret(value: str | None, name: str | None, setting: str) -> str:
     if not name:
         raise SettingsError(f"set {setting}, or name a secret in Secrets Manager that holds it")
     try:
-        return str(parameters.get_secret(name, max_age=SECRET_SECONDS))
+        secret = str(parameters.get_secret(name, max_age=SECRET_SECONDS)).strip()
     except parameters.GetParameterError as error:
         raise SettingsError(f"the secret for {setting} could not be read from Secrets Manager") from error
+    if not secret:
+        raise SettingsError(f"the secret for {setting} is empty")
+    return secret

@@ -19,6 +19,7 @@ from memory.table import connect, create_table
 from memory.turns import Request, Session, Turn, Window, take_turn, utc_now
 
 TABLE = "conversations"
+EVENT_FILES = sorted((Path(__file__).parent.parent / "events").glob("*.json"))
 
 
 @pytest.fixture(scope="session", autouse=True)

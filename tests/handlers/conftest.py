@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from llama_index.llms.openai import OpenAI
 
-from handlers import chat, model, report, settings
+from handlers import chat, model, report
 from local import demo_model
 from tests.conftest import TABLE, Store, event_named, store_at
 
@@ -55,6 +55,7 @@ class Reply:
     cookies: list[str]
     line: dict[str, Any]
     """The log line of the request."""
+    other_lines: list[dict[str, Any]]
 
     @property
     def token(self) -> str | None:
@@ -75,12 +76,16 @@ class Service:
         lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
         turns = [line for line in lines if line["message"] == "turn"]
         assert len(turns) <= 1
+        several = {name.lower(): values for name, values in result.get("multiValueHeaders", {}).items()}
+        cookies = result.get("cookies", []) + several.pop("set-cookie", [])
+        single = {name.lower(): value for name, value in result.get("headers", {}).items()}
         return Reply(
             status=result["statusCode"],
             body=json.loads(result["body"]),
-            headers={name.lower(): value for name, value in result["headers"].items()},
-            cookies=result.get("cookies", []),
+            headers=single | {name: values[0] for name, values in several.items()},
+            cookies=cookies,
             line=turns[0] if turns else {},
+            other_lines=[line for line in lines if line not in turns],
         )
 
     def say(
@@ -140,6 +145,6 @@ def service(dynoxide: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def forget_settings() -> None:
     """As a new process starts: nothing was read from the environment yet."""
-    settings.current.cache_clear()
-    model.chat_model.cache_clear()
+    chat._settings.cache_clear()
+    model._client.cache_clear()
     chat._table_client.cache_clear()

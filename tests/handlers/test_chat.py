@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from handlers import conversation
-from tests.conftest import event_named
+from tests.conftest import EVENT_FILES, event_named
 from tests.handlers.conftest import Service, forget_settings
 
 
@@ -198,6 +198,14 @@ EVENTS = {
     "chat_jwt": ("jwt", 200, "jwt"),
     "chat_lambda_authorizer": ("lambda", 200, "lambda"),
     "chat_iam": ("iam", 200, "iam"),
+    "chat_trusted_header": ("header", 200, "header"),
+    "chat_url_first_request": ("token", 200, "new"),
+    "chat_url_iam": ("iam", 200, "iam"),
+    "chat_rest_first_request": ("token", 200, "new"),
+    "chat_rest_cognito": ("cognito", 200, "cognito"),
+    "chat_rest_lambda_authorizer": ("lambda", 200, "lambda"),
+    "chat_rest_iam": ("iam", 200, "iam"),
+    "chat_rest_trusted_header": ("header", 200, "header"),
     "chat_base64_body": ("token", 200, "new"),
     "chat_no_body": ("token", 400, None),
     "chat_broken_json": ("token", 400, None),
@@ -213,9 +221,18 @@ def test_the_events_of_the_examples_are_answered(service: Service, monkeypatch: 
     assert (reply.status, reply.body.get("identity")) == (status, identity)
 
 
-@pytest.mark.parametrize(
-    "name", ["chat_with_cookie", "chat_with_token_header", "chat_session_header", "chat_idempotency_key"]
-)
+WITH_TOKEN = [
+    "chat_with_cookie",
+    "chat_with_token_header",
+    "chat_bearer_token",
+    "chat_session_header",
+    "chat_idempotency_key",
+    "chat_rest_with_cookie",
+    "chat_rest_bearer_token",
+]
+
+
+@pytest.mark.parametrize("name", WITH_TOKEN)
 def test_the_events_with_a_token_are_answered(service: Service, name: str) -> None:
     """The examples that carry a token continue the conversation of its owner."""
     token = service.say("Hello").token
@@ -227,7 +244,46 @@ def test_the_events_with_a_token_are_answered(service: Service, name: str) -> No
     assert (reply.status, reply.body["identity"]) == (200, "token")
 
 
-@pytest.mark.parametrize("source", ["jwt", "lambda", "iam"])
+def test_every_example_event_is_tried() -> None:
+    """No event lies in `events/` that these tests do not know."""
+    assert {file.stem for file in EVENT_FILES} == {*EVENTS, *WITH_TOKEN}
+
+
+def test_a_rest_api_gets_its_cookie_too(service: Service) -> None:
+    """The other payload version has another place for cookies; the conversation goes on all the same."""
+    first = service.invoke(event_named("chat_rest_first_request"))
+    (cookie,) = first.cookies
+    event = event_named("chat_rest_with_cookie")
+    event["headers"]["Cookie"] = "theme=dark; " + cookie.split(";")[0]
+    event["requestContext"]["requestId"] = "another"
+    second = service.invoke(event | {"body": '{"message": "What is my name?"}'})
+    assert second.body["answer"] == "Your name is Ada."
+
+
+def test_a_problem_of_a_rest_api_is_a_problem(service: Service) -> None:
+    """Errors have the same form in both payload versions, and clear a bad cookie in both."""
+    event = event_named("chat_rest_with_cookie")
+    event["headers"]["Cookie"] = "__Host-rehydrate=forged"
+    reply = service.invoke(event)
+    assert (reply.status, reply.headers["content-type"]) == (401, "application/problem+json")
+    assert "Max-Age=0" in reply.cookies[0]
+
+
+def test_the_trusted_header_is_off_unless_it_is_named(service: Service) -> None:
+    """In every other mode a client that names a user is not that user."""
+    reply = service.invoke(event_named("chat_trusted_header"))
+    assert reply.body["identity"] == "new"
+
+
+def test_the_trusted_header_is_warned_of(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment that believes its clients says so in its log, once."""
+    configure(monkeypatch, IDENTITY_SOURCES="header")
+    lines = [service.invoke(event_named("chat_trusted_header") | {"body": None}).other_lines for _ in range(2)]
+    assert [len(found) for found in lines] == [1, 0]
+    assert "private network" in lines[0][0]["message"]
+
+
+@pytest.mark.parametrize("source", ["jwt", "cognito", "lambda", "iam", "header"])
 def test_a_request_without_the_authorizer_claims_is_refused(
     service: Service, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:

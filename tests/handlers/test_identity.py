@@ -17,7 +17,7 @@ SETTINGS = Settings(signing_secret="secret", cookie_secure=False)
 
 def tokens(*, days: float = 0, key: str = "secret") -> SessionTokens:
     """The tokens of the service, so many days from now."""
-    return SessionTokens(key, life=LIFE, clock=lambda: NOW + timedelta(days=days))
+    return SessionTokens(key.split(), life=LIFE, clock=lambda: NOW + timedelta(days=days))
 
 
 def authorized(source: str, context: Any) -> dict[str, Any]:
@@ -26,6 +26,15 @@ def authorized(source: str, context: Any) -> dict[str, Any]:
 
 def owner(source: str, context: Any) -> str:
     return identify(authorized(source, context), Settings(identity_sources=source)).owner
+
+
+def rest_owner(source: str, authorizer: Any) -> str:
+    event = {"headers": {}, "requestContext": {"authorizer": authorizer}}
+    return identify(event, Settings(identity_sources=source)).owner
+
+
+def header_owner(headers: dict[str, str]) -> str:
+    return identify({"headers": headers}, Settings(identity_sources="header")).owner
 
 
 def test_a_token_gives_back_its_caller() -> None:
@@ -124,6 +133,10 @@ def test_owners_of_different_sources_are_never_the_same() -> None:
         owner("lambda", {"sub": "a"}),
         owner("lambda", {"sub": "anonymous:a"}),
         owner("iam", {"userArn": "a"}),
+        rest_owner("cognito", {"claims": {"sub": "a"}}),
+        rest_owner("lambda", {"principalId": "b"}),
+        header_owner({"x-user-id": "a"}),
+        header_owner({"x-session-id": "a"}),
         "anonymous:a",
     ]
     assert len(set(owners)) == len(owners)
@@ -135,7 +148,37 @@ def test_a_lambda_authorizer_may_name_a_principal() -> None:
     assert owner("lambda", {"principalId": "p", "sub": "s"}) == "lambda:s"
 
 
-@pytest.mark.parametrize("source", ["jwt", "lambda", "iam"])
+def test_the_claim_that_identifies_is_a_setting() -> None:
+    """A deployment may know its callers by another claim."""
+    by_mail = Settings(identity_sources="jwt", identity_claim="email")
+    event = authorized("jwt", {"claims": {"sub": "1", "email": "ada@example.com"}})
+    assert identify(event, by_mail).owner == "jwt:ada%40example.com"
+
+
+def test_the_user_comes_before_the_session_where_headers_are_trusted() -> None:
+    """`x-user-id` is the owner; a caller who sends `x-session-id` alone owns that one session."""
+    assert header_owner({"X-User-Id": "a", "x-session-id": "s"}) == header_owner({"x-user-id": "a"})
+    assert header_owner({"x-session-id": "s"}) != header_owner({"x-user-id": "s"})
+
+
+def test_an_unsigned_request_to_a_rest_api_has_no_arn() -> None:
+    """A REST API lists the ARN as null then, and that is nobody."""
+    event = {"headers": {}, "requestContext": {"identity": {"userArn": None}}}
+    with pytest.raises(Problem):
+        identify(event, Settings(identity_sources="iam"))
+
+
+def test_a_key_is_replaced_while_tokens_are_out() -> None:
+    """The first key signs, all verify; a token of a key that was taken away does not hold."""
+    old = tokens(key="old").mint("ada")
+    both = tokens(key="new old")
+    assert both.read(old) == ("ada", False)
+    assert tokens(key="new").read(both.mint("ada")) == ("ada", False)
+    with pytest.raises(InvalidToken):
+        tokens(key="new").read(old)
+
+
+@pytest.mark.parametrize("source", ["jwt", "cognito", "lambda", "iam"])
 @pytest.mark.parametrize(
     "context",
     [

@@ -55,7 +55,7 @@ def test_secrets_come_from_secrets_manager() -> None:
     """Where the environment names a secret, its value is read there."""
     with mock_aws():
         arn = boto3.client("secretsmanager").create_secret(Name="signing", SecretString="s3cret")["ARN"]
-        assert Settings(signing_secret_arn=arn).signing_key() == "s3cret"
+        assert Settings(signing_secret_arn=arn).signing_keys() == ["s3cret"]
 
 
 def test_a_secret_that_is_nowhere_is_named() -> None:
@@ -67,4 +67,4 @@ def test_a_secret_that_is_nowhere_is_named() -> None:
 def test_a_secret_that_cannot_be_read_is_named() -> None:
     """Secrets Manager's refusal is an error with the name of the setting."""
     with mock_aws(), pytest.raises(SettingsError, match="SIGNING_SECRET"):
-        Settings(signing_secret_arn="missing").signing_key()
+        Settings(signing_secret_arn="missing").signing_keys()
