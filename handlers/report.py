@@ -1,6 +1,7 @@
 """The log line of a turn: what it remembered, what it cost, how it ended. Never what was said."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,7 @@ from handlers.problems import cause
 FIELDS = {"body", "message", "session_id", "x-session-id", "Idempotency-Key"}
 """The fields that a line may name; others are the client's words."""
 
+logging.logAsyncioTasks = False  # type: ignore[attr-defined] # from Python 3.12 on each line would name a "Task-7"
 logger = Logger(service="rehydrate", location=None)
 
 

@@ -402,6 +402,9 @@ def test_the_log_line_shows_a_memory_fault_at_a_glance(service: Service) -> None
     for step in ("load_ms", "agent_ms", "commit_ms"):
         assert isinstance(line[step], int)
     assert "anonymous" not in line["owner"]
+    assert not {"taskName", "location", "function_arn", "function_memory_size"} & line.keys(), (
+        "they tell nobody anything"
+    )
 
 
 def test_a_window_that_nothing_fits_is_a_warning(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
