@@ -9,7 +9,7 @@ from http import HTTPStatus
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from handlers.conversation import Ask
-from handlers.identity import TOKEN_HEADER, Caller, Event, header, mapping
+from handlers.identity import TOKEN_HEADER, Caller, Event, header
 from handlers.problems import bad_field, from_validation, unauthorized
 from handlers.settings import Settings
 from memory.turns import Request, Session
@@ -87,11 +87,13 @@ def _body(event: Event) -> bytes:
 
 
 def _request_id(event: Event, invocation_id: str) -> str:
-    """The client's idempotency key; without one, the id that API Gateway gave the request."""
+    """The client's idempotency key; without one, the id of the invocation.
+
+    Not the id that API Gateway gives the request: `sam local` gives every request the same one.
+    """
     key = header(event, "idempotency-key")
     if key is None:
-        given = mapping(event, "requestContext").get("requestId")
-        return given if isinstance(given, str) and given else invocation_id
+        return invocation_id
     if not IDEMPOTENCY_KEY.fullmatch(key):
         raise bad_field("Idempotency-Key", "Idempotency-Key must be 1 to 255 visible ASCII characters; a UUID is good")
     return key

@@ -101,7 +101,6 @@ class Service:
         """POST /chat with any body."""
         event = event_named("chat_first_request") | {"isBase64Encoded": base64}
         event["headers"] |= {name.replace("_", "-"): value for name, value in headers.items()}
-        event["requestContext"]["requestId"] = uuid.uuid4().hex
         event["body"] = body
         if token:
             event["headers"]["x-session-token"] = token

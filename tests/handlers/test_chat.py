@@ -102,7 +102,7 @@ def test_an_idempotency_key_is_answered_once(service: Service) -> None:
 
 
 def test_without_a_key_each_request_is_a_turn(service: Service) -> None:
-    """Saying the same twice is two turns."""
+    """Saying the same twice is two turns, also where the API gives every request one id, as `sam local` does."""
     token = service.say("Hello").token
     assert [service.say("Hello", token=token).body["turn"] for _ in range(2)] == [2, 3]
 
@@ -255,7 +255,6 @@ def test_a_rest_api_gets_its_cookie_too(service: Service) -> None:
     (cookie,) = first.cookies
     event = event_named("chat_rest_with_cookie")
     event["headers"]["Cookie"] = "theme=dark; " + cookie.split(";")[0]
-    event["requestContext"]["requestId"] = "another"
     second = service.invoke(event | {"body": '{"message": "What is my name?"}'})
     assert second.body["answer"] == "Your name is Ada."
 
@@ -302,7 +301,6 @@ def test_a_caller_with_claims_keeps_one_conversation(service: Service, monkeypat
     event["requestContext"]["authorizer"]["jwt"]["claims"]["sub"] = service.store.owner
     event |= {"isBase64Encoded": False, "body": '{"message": "My name is Ada"}'}
     first = service.invoke(event)
-    event["requestContext"]["requestId"] = "another"
     second = service.invoke(event | {"body": '{"message": "What is my name?"}'})
     assert second.body["answer"] == "Your name is Ada."
     assert first.token is None
