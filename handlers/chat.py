@@ -40,7 +40,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 @rest_api.post("/chat")
 async def chat() -> Response[str]:
     """One turn of the caller's conversation."""
-    settings, exchange, field = _settings(), Exchange(), None
+    settings, exchange = _settings(), Exchange()
     event, context = http_api.current_event.raw_event, http_api.lambda_context
     try:
         exchange.caller = identify(event, settings)
@@ -50,13 +50,13 @@ async def chat() -> Response[str]:
             async for happened in events:
                 if isinstance(happened, Answered):
                     exchange.answered = happened
-        response, outcome = answer(exchange), "answered"
+        response = answer(exchange)
     except Exception as error:  # noqa: BLE001 - whatever it was, the caller gets a problem and the log its cause
-        exchange.error, found = error, problem(error)
-        response, outcome, field = found.response(), found.extra.get("code", found.type), found.extra.get("field")
-        if found.clear_cookie:
+        exchange.error, exchange.problem = error, problem(error)
+        response = exchange.problem.response()
+        if exchange.problem.clear_cookie:
             response = without_cookie(response, settings)
-    log_turn(exchange, response.status_code, outcome, field)
+    log_turn(exchange)
     # A token goes out with a turn, or the attempt at one; never with a refusal, where it would be a new identity.
     return with_token(response, exchange.caller, settings) if exchange.caller and exchange.conversation else response
 
@@ -125,8 +125,9 @@ async def _resolve(event: dict[str, Any], context: LambdaContext) -> dict[str, A
         app = rest_api if event.get("version", "1.0") == "1.0" else http_api
         return await app.resolve_async(event, context)
     except Exception as error:  # noqa: BLE001 - the last place where a clean answer can be given
-        log_turn(Exchange(error=error), HTTPStatus.INTERNAL_SERVER_ERROR, "internal")
-        return from_error(error).result()
+        found = from_error(error)
+        log_turn(Exchange(error=error, problem=found))
+        return found.result()
 
 
 @cache

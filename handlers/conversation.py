@@ -14,15 +14,12 @@ from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.base.llms.types import ChatMessage
 
 from handlers.run import AgentFailed, TextDelta, ToolCalled, ToolReturned, run_agent
+from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
 from memory.chat_store import TurnChatStore, count_tokens, encode_message, turn_memory
 from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLog, Window, take_turn, utc_now
 
-COMMIT_SECONDS = 6.0
-"""Kept back for the commit, so that an answer that was paid for is stored."""
 ANSWER_SECONDS = 0.3
-"""Kept back of those for the response."""
-AGENT_SECONDS = 10.0
-"""What an agent must have at the least; with less, a turn is not begun."""
+"""Kept back for the response, of those that are kept back for the commit."""
 FIRST_RENEWAL_SECONDS = 6.0
 RENEWAL_SECONDS = 4.0
 

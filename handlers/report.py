@@ -10,7 +10,7 @@ from aws_lambda_powertools import Logger
 
 from handlers.conversation import Answered, Ask, Conversation
 from handlers.identity import Caller
-from handlers.problems import cause
+from handlers.problems import Problem, cause
 
 FIELDS = {"body", "message", "session_id", "x-session-id", "Idempotency-Key"}
 """The fields that a line may name; others are the client's words."""
@@ -27,12 +27,16 @@ class Exchange:
     ask: Ask | None = None
     conversation: Conversation | None = None
     error: Exception | None = None
+    problem: Problem | None = None
+    """What the error is for the caller."""
     answered: Answered | None = None
 
 
-def log_turn(exchange: Exchange, status: int, outcome: str, field: str | None = None) -> None:
-    """Write the one line about a request; `field` is the one that was wrong."""
-    facts: dict[str, Any] = {"status": status}
+def log_turn(exchange: Exchange) -> None:
+    """Write the one line about a request."""
+    problem = exchange.problem
+    status = problem.status if problem else HTTPStatus.OK
+    facts: dict[str, Any] = {"status": status.value}
     if exchange.caller and (exchange.conversation or exchange.caller.source != "new"):
         facts |= {
             "identity": exchange.caller.source,
@@ -42,11 +46,12 @@ def log_turn(exchange: Exchange, status: int, outcome: str, field: str | None = 
         facts |= {"session_id": exchange.ask.session.id, "request_id": exchange.ask.request.id}
     if exchange.conversation:
         facts |= _progress_facts(exchange.conversation)
+    outcome = problem.extra.get("code", problem.type) if problem else "answered"
     facts |= {"outcome": outcome, "replayed": bool(exchange.answered and exchange.answered.replayed)}
     write = logger.info
-    if exchange.error:
+    if problem:
         facts["cause"] = cause(exchange.error)
-        if field:
+        if field := problem.extra.get("field"):
             facts["field"] = field if field in FIELDS else "one that is not known"
         write = logger.error if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logger.warning
     elif facts.get("turns_total") and not facts.get("turns_in_window"):

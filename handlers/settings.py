@@ -10,6 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 IdentitySource = Literal["jwt", "cognito", "lambda", "iam", "token", "header"]
 
+COMMIT_SECONDS = 6.0
+"""Kept back of an invocation for the commit, so that an answer that was paid for is stored."""
+AGENT_SECONDS = 10.0
+"""What an agent must have at the least; with less, a turn is not begun."""
 SECRET_SECONDS = 300
 """How long a secret that was fetched is kept before it is fetched anew."""
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import uvicorn
 from botocore.exceptions import BotoCoreError, ClientError
 
-from handlers.settings import Settings, SettingsError
+from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS, Settings, SettingsError
 from local import demo_model, engine, guard
 from local.gateway import Gateway, WorkerStartError
 from local.worker import DEFAULT_HANDLER
@@ -34,8 +34,8 @@ from memory.table import connect, create_table
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# With less, every turn would be refused: an agent gets 10 s at the least, and 6 s are kept back for the commit.
-_SHORTEST_TIMEOUT_SECONDS = 17.0
+# With less, every turn would be refused.
+_SHORTEST_TIMEOUT_SECONDS = COMMIT_SECONDS + AGENT_SECONDS + 1
 # A process that was killed may still be there as a zombie for a moment.
 _LIVE_HOLDER_SECONDS = 1.0
 _DEAD_HOLDER_SECONDS = 10.0

@@ -82,15 +82,15 @@ class DynamoDBTurnLog:
 
     async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
         try:
-            return await self._load(session, token_limit, request)
-        except DamagedTurn:  # an answer was deleted under our eyes; or it is damaged, and then it is so again
-            return await self._load(session, token_limit, request)
+            return await self._load(session, token_limit, request, whole=True)
+        except DamagedTurn:  # deleted or rewritten under our eyes; or it is damaged, and then it is so again
+            return await self._load(session, token_limit, request, whole=False)
 
-    async def _load(self, session: Session, token_limit: int | None, request: Request | None) -> Window:
+    async def _load(self, session: Session, token_limit: int | None, request: Request | None, *, whole: bool) -> Window:
+        """The window, with the turns that cannot be read left out; or, if it is to be `whole`, raises DamagedTurn."""
         reading = await self._read(session, token_limit)
-        # It may have been rewritten under our eyes. (Where a claim follows, that finds out by itself.)
-        if reading.damaged or (reading.pages > 1 and token_limit is None and await self._moved(reading)):
-            reading = await self._read(session, token_limit)
+        if whole and (reading.damaged or await self._moved(reading)):
+            raise DamagedTurn("what was read is not whole")
         return Window(
             session=session,
             state=reading.state,
@@ -308,14 +308,19 @@ class DynamoDBTurnLog:
 
     async def _generation(self, session: Session) -> int | None:
         """The generation that is read now; None where the session has no state."""
-        item = await self._table.get(codec.partition(session), codec.STATE_KEY)
-        return int(item["generation"]) if item else None
+        state = await self._state(session)
+        return state.generation if state else None
 
     async def _moved(self, reading: Reading) -> bool:
-        """Whether a rewrite or a delete came between the pages of a reading."""
-        item = await self._table.get(codec.partition(reading.session), codec.STATE_KEY)
-        now, then = codec.decode_state(item) if item else None, reading.state
+        """Whether a rewrite or a delete came between the pages of a reading. (A claim would find out by itself.)"""
+        if reading.pages == 1 or reading.token_limit is not None:
+            return False
+        now, then = await self._state(reading.session), reading.state
         return (now and (now.generation, now.marker)) != (then and (then.generation, then.marker))
+
+    async def _state(self, session: Session) -> State | None:
+        item = await self._table.get(codec.partition(session), codec.STATE_KEY)
+        return codec.decode_state(item) if item else None
 
     async def _find_answer(self, reading: Reading, request: Request) -> Turn | None:
         """The complete turn that answered this request: among the loaded ones, and the last 16 that were claimed.

@@ -39,6 +39,10 @@ class Reading:
         return self.state.number + (1 if self.newest >= self.state.number else 0)
 
     @property
+    def tokens(self) -> int:
+        return sum(turn.tokens for turn in self.turns)
+
+    @property
     def met_unfinished_rewrite(self) -> bool:
         """A rewrite's turns, which nobody may see yet, stand above those of the state's generation."""
         return self.state is not None and self.highest_generation > self.state.generation
@@ -51,9 +55,8 @@ class Reading:
         size = limit // TOKENS_PER_TURN + 2
         while True:
             yield size
-            taken = sum(turn.tokens for turn in self.turns)
-            average = taken / len(self.turns) if self.turns else 0
-            size = math.ceil((limit - taken) / average * 1.1) + 2 if average else size * 2
+            average = self.tokens / len(self.turns) if self.turns else 0
+            size = math.ceil((limit - self.tokens) / average * 1.1) + 2 if average else size * 2
 
     def wants(self, item: Item) -> bool:
         """Whether this turn belongs to the window; where it does not, none of the older ones does."""
@@ -70,7 +73,7 @@ class Reading:
             return True
         if self.token_limit == 0 or number < self.state.archived_through[0]:
             return False
-        return sum(turn.tokens for turn in self.turns) + int(item.get("tokens", 0)) <= self.token_limit
+        return self.tokens + int(item.get("tokens", 0)) <= self.token_limit
 
     def skips(self, item: Item) -> bool:
         """Whether the window passes by this turn: no model is shown what failed."""

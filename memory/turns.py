@@ -321,25 +321,31 @@ async def take_turn(
     ``patience`` is the longest wait in seconds. There is no claim where the window shows that this very request was
     answered before. Raises TurnInProgress beyond the patience, and what ``load`` raises.
     """
-    clock = asyncio.get_running_loop().time
-    give_up = clock() + patience
+    give_up = asyncio.get_running_loop().time() + patience
     while True:
         window = await log.load(session, token_limit=token_limit, request=request)
         if window.answered:
             return window, None
+        silence = None
         if not window.busy_seconds:
             try:
                 return window, await log.claim(window, request, title=title)
             except ClaimRefused as refusal:
-                if clock() >= give_up and isinstance(refusal.__cause__, TableUnavailable):
-                    raise refusal.__cause__ from None
-        while True:
-            if clock() >= give_up:
-                raise TurnInProgress(max(1, math.ceil(window.busy_seconds)))
-            await asyncio.sleep(random.uniform(0.05, 0.35))  # noqa: S311 - jitter, so that waiting requests spread
-            if not window.busy_seconds:
-                break
-            window = await log.load(session, token_limit=0)  # a look, at the price of one unit
+                silence = refusal.__cause__ if isinstance(refusal.__cause__, TableUnavailable) else None
+        if silence and asyncio.get_running_loop().time() >= give_up:
+            raise silence
+        await _wait(log, window, give_up)
+
+
+async def _wait(log: TurnLog, window: Window, give_up: float) -> None:
+    """Wait a moment, and on for as long as another request of the session is answered. Raises TurnInProgress."""
+    while True:
+        if asyncio.get_running_loop().time() >= give_up:
+            raise TurnInProgress(max(1, math.ceil(window.busy_seconds)))
+        await asyncio.sleep(random.uniform(0.05, 0.35))  # noqa: S311 - jitter, so that waiting requests spread
+        if not window.busy_seconds:
+            return
+        window = await log.load(window.session, token_limit=0)  # a look, at the price of one unit
 
 
 def utc_now() -> datetime:
