@@ -11,6 +11,7 @@ import random
 import uuid
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self, TypeVar
 
@@ -30,6 +31,7 @@ from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, Messag
 from llama_index.core.utils import get_tokenizer
 
 from memory.dynamodb import DynamoDBTurnLog
+from memory.sessions import DynamoDBSessions
 from memory.table import connect, create_table
 from memory.turns import (
     START,
@@ -40,6 +42,7 @@ from memory.turns import (
     Position,
     Request,
     Session,
+    SessionNotFound,
     Turn,
     TurnInProgress,
     TurnLog,
@@ -59,6 +62,7 @@ MEDIA_TOKENS = 256
 DOCUMENT_TOKENS = 2048
 COUNTED_CHARS = 100_000
 PATIENCE_SECONDS = 30.0
+LISTED_AT_ONCE = 1000
 NEVER_REACHED = 2**53
 
 
@@ -198,10 +202,11 @@ class DynamoDBChatStore(_EntryChatStore):
 
     owner: str = Field(min_length=1, description="Owner of the sessions; part of every key in the table.")
     _log: TurnLog = PrivateAttr()
+    _sessions: DynamoDBSessions = PrivateAttr()
 
-    def __init__(self, *, log: TurnLog, owner: str) -> None:
+    def __init__(self, *, log: TurnLog, sessions: DynamoDBSessions, owner: str) -> None:
         super().__init__(owner=owner)  # type: ignore[call-arg] # pydantic's, which takes every field
-        self._log = log
+        self._log, self._sessions = log, sessions
 
     @classmethod
     def from_table(cls, table: str, *, owner: str, endpoint: str | None = None, create: bool = False) -> Self:
@@ -209,7 +214,7 @@ class DynamoDBChatStore(_EntryChatStore):
         client = connect(endpoint)
         if create:
             create_table(client, table)
-        return cls(log=DynamoDBTurnLog(client, table), owner=owner)
+        return cls(log=DynamoDBTurnLog(client, table), sessions=DynamoDBSessions(client, table), owner=owner)
 
     @classmethod
     def class_name(cls) -> str:
@@ -227,7 +232,13 @@ class DynamoDBChatStore(_EntryChatStore):
                 self._log, self._session(key), turn.request, token_limit=0, patience=PATIENCE_SECONDS
             )
             if claim:  # else an earlier attempt was stored after all
-                placed = replace(turn, generation=claim.generation, number=claim.number, token=claim.token)
+                placed = replace(
+                    turn,
+                    generation=claim.generation,
+                    number=claim.number,
+                    token=claim.token,
+                    expires_at=claim.expires_at,
+                )
                 await self._log.commit(claim, placed)
 
         await _until_applied(append)
@@ -246,12 +257,18 @@ class DynamoDBChatStore(_EntryChatStore):
         if status is not None:
             await super().delete_messages(key, status)
             return
-        while not await self._log.delete(self._session(key)):
-            pass  # removing goes in portions; the messages are out of sight since the first
+        with suppress(SessionNotFound):
+            while not await self._log.delete(self._session(key)):
+                pass  # removing goes in portions; the messages are out of sight since the first
 
     async def get_keys(self) -> list[str]:
         """All keys of this owner, the last active first; from an index that may lag behind by a moment."""
-        return await self._log.sessions(self.owner)
+        keys: list[str] = []
+        after = None
+        while page := await self._sessions.listed(self.owner, limit=LISTED_AT_ONCE, after=after):
+            keys += [session.id for session in page]
+            after = page[-1].active_at, page[-1].id
+        return keys
 
     async def _read(self, key: str) -> list[_Entry]:
         return _entries_of((await self._window(key)).turns)

@@ -31,6 +31,7 @@ LONGEST_OWNER = 512
 
 STATE_KEY = "state"
 TURN_PREFIX = "TURN#"
+PART_PREFIX = "PART#"
 LAST_NUMBER = 10**10 - 1
 
 
@@ -68,7 +69,7 @@ def turn_key(generation: int, number: int) -> str:
 
 
 def part_key(generation: int, number: int, token: str, index: int) -> str:
-    return f"PART#{generation:06}#{number:010}#{token}#{index:03}"
+    return f"{PART_PREFIX}{generation:06}#{number:010}#{token}#{index:03}"
 
 
 def turn_numbers(sort_key: str) -> tuple[int, int]:
@@ -79,7 +80,7 @@ def turn_numbers(sort_key: str) -> tuple[int, int]:
 
 def generation_ranges(first: int, end: int) -> list[tuple[str, str]]:
     """Bounds of the sort keys that turns and parts of the generations from `first` to below `end` have."""
-    return [(f"{kind}#{first:06}", f"{kind}#{end:06}") for kind in ("PART", "TURN")]
+    return [(f"{kind}{first:06}", f"{kind}{end:06}") for kind in (PART_PREFIX, TURN_PREFIX)]
 
 
 def request_hash(request_id: str) -> bytes:
@@ -108,8 +109,12 @@ def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
     }
     if turn.failure:
         item["failure"] = turn.failure
+    if turn.supersedes:
+        item["supersedes"] = turn.supersedes
     if turn.archived:
         item["archived"] = turn.archived
+    lasting = expiry(turn.expires_at)
+    item |= lasting
     payload = json.dumps(turn.messages, ensure_ascii=False, separators=(",", ":")).encode()
     packed = zlib.compress(payload)
     if _units(item, packed) < _units(item, payload):
@@ -118,7 +123,7 @@ def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
         return item | {"payload": payload}, []
     slices = [payload[i : i + PART_BYTES] for i in range(0, len(payload), PART_BYTES)]
     parts = [
-        {"pk": item["pk"], "sk": part_key(turn.generation, turn.number, turn.token, i), "payload": part}
+        {"pk": item["pk"], "sk": part_key(turn.generation, turn.number, turn.token, i), "payload": part} | lasting
         for i, part in enumerate(slices)
     ]
     return item | {"parts": len(parts)}, parts
@@ -150,6 +155,8 @@ def decode_turn(item: Mapping[str, Any], parts: Sequence[bytes] = ()) -> Turn:
             finished_at=_datetime(item["finished_at"]),
             instance=item["instance"],
             failure=item.get("failure"),
+            supersedes=int(item["supersedes"]) if "supersedes" in item else None,
+            expires_at=_expires_at(item),
             archived=int(item.get("archived", 0)),
         )
     except (KeyError, ValueError, TypeError, zlib.error) as error:
@@ -179,7 +186,32 @@ def decode_state(item: Mapping[str, Any]) -> State:
         archived_through=decode_position(item.get("archived_through")),
         deleted_through=decode_position(item.get("deleted_through")),
         marker=item.get("marker", ""),
+        title=item.get("title", ""),
+        created_at=_moment(item.get("created_at")),
+        active_at=_moment(item.get("active_at")),
+        expires_at=_expires_at(item),
+        asked=item.get("asked", ""),
+        deleted="deleted_at" in item,
     )
+
+
+def expiry(moment: datetime | None) -> Item:
+    """The attribute by which DynamoDB removes an item some time after a moment: seconds since 1970, rounded up."""
+    return {} if moment is None else {"expires_at": math.ceil(moment.timestamp())}
+
+
+def is_expired(item: Mapping[str, Any], now: datetime) -> bool:
+    """Whether the item is to be taken for one that is not there."""
+    return "expires_at" in item and int(item["expires_at"]) <= now.timestamp()
+
+
+def minute(moment: datetime) -> str:
+    """A time as the index sorts it: in whole minutes, so that it is not written at every turn."""
+    return f"{moment:%Y-%m-%dT%H:%MZ}"
+
+
+def second(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def encode_position(position: Position) -> str:
@@ -230,6 +262,14 @@ def _units(item: Item, payload: bytes) -> int:
 def timestamp(moment: datetime) -> int:
     """Milliseconds since 1970, UTC."""
     return round(moment.timestamp() * 1000)
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _expires_at(item: Mapping[str, Any]) -> datetime | None:
+    return _datetime(int(item["expires_at"]) * 1000) if "expires_at" in item else None
 
 
 def _datetime(milliseconds: int) -> datetime:

@@ -5,18 +5,29 @@ small `state` item, whose `holder` is swapped by comparison to claim the next nu
 which correctness rests: number n is free only once, and whoever claims n has loaded after n-1 was stored.
 """
 
-import asyncio
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from memory import codec
 from memory.codec import Item
-from memory.reading import Reading
-from memory.table import INDEX, PERSISTENT, Refused, Silent, Table
+from memory.items import (
+    EXISTS,
+    HELD,
+    INDEXED,
+    SAME_GENERATION,
+    STATE_OUTLIVES,
+    UNHELD,
+    Items,
+    new_token,
+    one_line,
+    state_expiry,
+)
+from memory.reading import Reading, to_supersede
+from memory.table import PERSISTENT, Refused, Silent
 from memory.turns import (
     START,
     Claim,
@@ -27,6 +38,7 @@ from memory.turns import (
     Request,
     RequestIdReused,
     Session,
+    SessionNotFound,
     State,
     TableUnavailable,
     Turn,
@@ -41,22 +53,8 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 LEASE = timedelta(seconds=10)
-TOMBSTONE_LIFE = timedelta(days=1)
-TITLE_CHARS = 80
-SWEPT_AT_ONCE = 500
-
-HELD = "#holder = :seen"
-UNHELD = "attribute_not_exists(#holder)"
-EXISTS = "attribute_exists(#holder)"
-SAME_GENERATION = "#generation = :seen_generation"
 UNMARKED = f"{SAME_GENERATION} AND (attribute_not_exists(#marker) OR #marker = :seen_marker)"
 MARKS = ("archived_through", "deleted_through", "marker")
-INDEXED = ("owner", "active_at", "title", "created_at")
-
-
-def new_token() -> str:
-    """A random name for one attempt at a turn."""
-    return secrets.token_hex(8)
 
 
 class DynamoDBTurnLog:
@@ -67,10 +65,12 @@ class DynamoDBTurnLog:
         client: "DynamoDBClient",
         table: str,
         *,
+        retention: timedelta | None = None,
         clock: Callable[[], datetime] = utc_now,
         new_token: Callable[[], str] = new_token,
     ) -> None:
-        self._table = Table(client, table)
+        self._table = Items(client, table)
+        self._retention = retention
         self._clock = clock
         self._new_token = new_token
         # Tokens of claims that ended in silence: a state that shows one is ours, and not to be waited for.
@@ -88,9 +88,12 @@ class DynamoDBTurnLog:
 
     async def _load(self, session: Session, token_limit: int | None, request: Request | None, *, whole: bool) -> Window:
         """The window, with the turns that cannot be read left out; or, if it is to be `whole`, raises DamagedTurn."""
-        reading = await self._read(session, token_limit)
+        reading = await self._read(session, token_limit, request)
         if whole and (reading.damaged or await self._moved(reading)):
             raise DamagedTurn("what was read is not whole")
+        answered = await self._find_answer(reading, request) if request else None
+        if answered is None:
+            reading.check_regenerated()
         return Window(
             session=session,
             state=reading.state,
@@ -98,7 +101,8 @@ class DynamoDBTurnLog:
             next_number=reading.next_number,
             turns=tuple(reversed(reading.turns)),
             token_limit=token_limit,
-            answered=await self._find_answer(reading, request) if request else None,
+            answered=answered,
+            regenerated=reading.regenerated,
             busy_seconds=self._lease_left(reading),
             damaged=tuple(reading.damaged),
         )
@@ -112,17 +116,21 @@ class DynamoDBTurnLog:
             lease_until=now + LEASE,
             recent=codec.remember(window.state, number, request.id),
         )
-        # The index follows the last activity; in whole minutes, so that it is not written at every turn.
-        indexed = {"owner": codec.owner_key(window.session.owner), "active_at": f"{now:%Y-%m-%dT%H:%MZ}"}
-        once: dict[str, Any] = {"created_at": f"{now:%Y-%m-%dT%H:%M:%SZ}", "reserved": state.generation}
-        if title:
-            once["title"] = " ".join(title.split())[:TITLE_CHARS]
+        shown = {"owner": codec.owner_key(window.session.owner), "active_at": codec.minute(now)}
+        once: dict[str, Any] = {"reserved": state.generation}
+        named = {"title": one_line(title)} if title else {}
+        if window.live:
+            once |= named
+        else:
+            shown |= {"created_at": codec.second(now)} | named
+        values = codec.encode_state(state) | shown | codec.expiry(state_expiry(self._retention, now, window.live))
+        left = {"expires_at", "deleted_at"} if window.live else {"expires_at", "deleted_at", "title", "asked"}
         try:
-            await self._update_state(
+            await self._table.update_state(
                 window.session,
-                codec.encode_state(state) | indexed,
+                values,
                 once=once,
-                remove=["expires_at"],
+                remove=sorted(left - values.keys()),
                 condition=HELD if window.state else UNHELD,
                 seen={":seen": window.state.holder} if window.state else {},
             )
@@ -137,15 +145,18 @@ class DynamoDBTurnLog:
             generation=window.generation,
             number=number,
             token=token,
-            request=request,
+            request=replace(request, regenerates=None),
             window=window.size,
             claimed_at=now,
+            takes_over=window.state is not None and window.state.number == number,
+            supersedes=to_supersede(window.regenerated) if window.regenerated else None,
+            expires_at=self._turn_expiry(now),
         )
 
     async def renew(self, claim: Claim) -> None:
         lease = {"lease_until": codec.timestamp(self._clock() + LEASE)}
         try:
-            await self._update_state(claim.session, lease, condition=HELD, seen={":seen": claim.token})
+            await self._table.update_state(claim.session, lease, condition=HELD, seen={":seen": claim.token})
         except Refused as refusal:
             raise LeaseLost(f"turn {claim.number} was taken over") from refusal
 
@@ -158,37 +169,38 @@ class DynamoDBTurnLog:
             if refusal.item.get("token") != turn.token:
                 await self._table.delete_all((part["pk"], part["sk"]) for part in parts)
                 return await self._answer_in_its_place(refusal.item, turn)
+        if claim.takes_over:
+            await self._remove_strays(claim)
         if self._clock() - claim.claimed_at > LEASE / 2 and await self._is_hidden(claim):
             raise LeaseLost(f"turn {turn.number} was overtaken by a rewrite or a delete, and nobody will see it")
         return turn
 
     async def delete(self, session: Session) -> bool:
         """One compare-and-swap of the generation, so that a copy that arrives late finds nothing to delete."""
-        while (seen := await self._generation(session)) is not None:
+        while (seen := await self._table.state(session)) is not None and seen.exists(now := self._clock()):
             holder = self._new_token()
-            values = {
-                "n": 0,
-                "holder": holder,
-                "lease_until": 0,
-                "expires_at": int((self._clock() + TOMBSTONE_LIFE).timestamp()),
-            }
+            values = {"n": 0, "holder": holder, "lease_until": 0, "deleted_at": codec.timestamp(now)}
             try:
-                state = await self._update_state(
+                state = await self._table.update_state(
                     session,
-                    values,
+                    values | codec.expiry(now + STATE_OUTLIVES),
                     # Above every generation that was ever reserved: nothing that is or will be written is in it.
                     count_up=["generation", "reserved"],
-                    remove=["recent", *INDEXED, *MARKS],
+                    remove=["recent", "asked", *INDEXED, *MARKS],
                     condition=SAME_GENERATION,
-                    seen={":seen_generation": seen},
+                    seen={":seen_generation": seen.generation},
                     attempts=PERSISTENT,
                 )
             except Refused as refusal:
                 if refusal.item.get("holder") != holder:
                     continue
                 state = refusal.item
-            return await self._sweep(session, 0, int(state["generation"]))
-        return True
+            _, done = await self._sweep(session, 0, int(state["generation"]))
+            return done
+        removed, done = await self._sweep(session, 0, seen.generation) if seen else (0, True)
+        if not removed:
+            raise SessionNotFound
+        return done
 
     async def rewrite(self, window: Window, turns: Sequence[Turn]) -> None:
         """The new turns are written under a generation that nobody reads; then one compare-and-swap shows them."""
@@ -198,9 +210,20 @@ class DynamoDBTurnLog:
         if not turns and window.state is None:
             return
         claim = await self.claim(window, Request(id="", body_hash=""))
-        counter = await self._update_state(session, {}, count_up=["reserved"], condition=EXISTS, attempts=PERSISTENT)
+        counter = await self._table.update_state(
+            session, {}, count_up=["reserved"], condition=EXISTS, attempts=PERSISTENT
+        )
         generation = int(counter["reserved"])
-        turns = [replace(turn, generation=generation, number=n) for n, turn in enumerate(turns, 1)]
+        turns = [
+            replace(
+                turn,
+                generation=generation,
+                number=n,
+                supersedes=None,  # a number of before; what it superseded has that status by now
+                expires_at=turn.expires_at or claim.expires_at,
+            )
+            for n, turn in enumerate(turns, 1)
+        ]
         try:
             encoded = [codec.encode_turn(session, turn) for turn in turns]
             await self._table.put_all(item for main, parts in encoded for item in (*parts, main))
@@ -211,7 +234,7 @@ class DynamoDBTurnLog:
             await self._sweep(session, generation, generation + 1)
             raise
         with suppress(TableUnavailable):  # what is left is out of sight; the next rewrite or delete removes it
-            while not await self._sweep(session, 0, generation):
+            while not (await self._sweep(session, 0, generation))[1]:
                 pass
 
     async def mark(self, window: Window, *, archived: Position = START, deleted: Position = START) -> None:
@@ -220,7 +243,7 @@ class DynamoDBTurnLog:
         marker = self._new_token()
         marks = {"archived_through": archived, "deleted_through": deleted}
         try:
-            await self._update_state(
+            await self._table.update_state(
                 window.session,
                 {name: codec.encode_position(mark) for name, mark in marks.items() if mark != START}
                 | {"marker": marker},
@@ -240,18 +263,9 @@ class DynamoDBTurnLog:
             if any(now < wanted for now, wanted in zip(there, marks.values(), strict=True)):
                 raise ClaimRefused("somebody else changed the history") from refusal
 
-    async def sessions(self, owner: str) -> list[str]:
-        pages = self._table.query(
-            "#owner = :owner",
-            {":owner": codec.owner_key(owner)},
-            index=INDEX,
-            ExpressionAttributeNames={"#owner": "owner"},
-        )
-        return [codec.session_id(item["pk"]) async for page in pages for item in page]
-
-    async def _read(self, session: Session, token_limit: int | None) -> Reading:
+    async def _read(self, session: Session, token_limit: int | None, request: Request | None) -> Reading:
         """State and turns in one Query, newest first, for as long as the turns fit."""
-        reading = Reading(session=session, token_limit=token_limit)
+        reading = Reading(session=session, token_limit=token_limit, now=self._clock(), request=request)
         await self._descend(reading, codec.STATE_KEY)
         if reading.met_unfinished_rewrite:
             await self._descend(reading, codec.turn_key(reading.generation, codec.LAST_NUMBER))
@@ -268,7 +282,7 @@ class DynamoDBTurnLog:
                 reading.pages += 1
                 for item in page:
                     if item["sk"] == codec.STATE_KEY:
-                        reading.state = codec.decode_state(item)
+                        reading.take_state(item)
                     elif not reading.wants(item):
                         return
                     elif not reading.skips(item):
@@ -277,27 +291,23 @@ class DynamoDBTurnLog:
     async def _add(self, reading: Reading, item: Item) -> None:
         """Add a turn; one that cannot be read hides no other."""
         try:
-            reading.add(await self._decode(item))
+            reading.add(await self._table.turn(item))
         except DamagedTurn:
             reading.damaged[codec.turn_numbers(item["sk"])[1]] = item.get("request_id", "")
-
-    async def _decode(self, item: Item) -> Turn:
-        """The turn in an item, with its parts fetched where it has some."""
-        keys = codec.part_keys(item)
-        parts = await asyncio.gather(*(self._table.get(item["pk"], key) for key in keys))
-        payloads = [part["payload"] for part in parts if part]
-        if len(payloads) < len(keys):
-            raise DamagedTurn(f"{item['sk']} lacks {len(keys) - len(payloads)} of its {len(keys)} parts")
-        return codec.decode_turn(item, payloads)
 
     async def _answer_in_its_place(self, item: Item, turn: Turn) -> Turn:
         """The stored turn that has the number, where it answered the same request; else raises LeaseLost."""
         try:
-            if answer := _answer(await self._decode(item), turn.request):
+            if answer := _answer(await self._table.turn(item), turn.request):
                 return answer
         except DamagedTurn as error:
             raise LeaseLost(f"turn {turn.number} was taken over, by one that cannot be read") from error
         raise LeaseLost(f"turn {turn.number} was taken over")
+
+    async def _remove_strays(self, claim: Claim) -> None:
+        """Remove the parts that a killed holder of the same number may have left."""
+        with suppress(TableUnavailable):  # the turn is stored, and nobody sees them
+            await self._table.remove_parts(claim.session, claim.generation, claim.number, but=claim.token)
 
     async def _is_hidden(self, claim: Claim) -> bool:
         """Whether a rewrite or a delete came before a stored turn: it frees the numbers for those it overtook."""
@@ -308,19 +318,15 @@ class DynamoDBTurnLog:
 
     async def _generation(self, session: Session) -> int | None:
         """The generation that is read now; None where the session has no state."""
-        state = await self._state(session)
+        state = await self._table.state(session)
         return state.generation if state else None
 
     async def _moved(self, reading: Reading) -> bool:
         """Whether a rewrite or a delete came between the pages of a reading. (A claim would find out by itself.)"""
         if reading.pages == 1 or reading.token_limit is not None:
             return False
-        now, then = await self._state(reading.session), reading.state
+        now, then = await self._table.state(reading.session), reading.state
         return (now and (now.generation, now.marker)) != (then and (then.generation, then.marker))
-
-    async def _state(self, session: Session) -> State | None:
-        item = await self._table.get(codec.partition(session), codec.STATE_KEY)
-        return codec.decode_state(item) if item else None
 
     async def _find_answer(self, reading: Reading, request: Request) -> Turn | None:
         """The complete turn that answered this request: among the loaded ones, and the last 16 that were claimed.
@@ -333,8 +339,11 @@ class DynamoDBTurnLog:
         read = {turn.number for turn in reading.turns}
         for number in reading.recalled(request.id):
             key = codec.turn_key(reading.generation, number)
-            if number not in read and (item := await self._table.get(codec.partition(reading.session), key)):
-                candidates.append(await self._decode(item))
+            if number in read:
+                continue
+            item = await self._table.get(codec.partition(reading.session), key)
+            if item and not codec.is_expired(item, reading.now):
+                candidates.append(await self._table.turn(item))
         return next((turn for turn in candidates if _answer(turn, request)), None)
 
     def _lease_left(self, reading: Reading) -> float:
@@ -353,7 +362,7 @@ class DynamoDBTurnLog:
             recent=tuple(codec.request_hash(turn.request.id) for turn in turns)[-codec.RECENT_REQUESTS :],
         )
         try:
-            await self._update_state(
+            await self._table.update_state(
                 claim.session,
                 codec.encode_state(state),
                 remove=MARKS if turns else (*MARKS, *INDEXED),
@@ -369,52 +378,14 @@ class DynamoDBTurnLog:
                 raise TableUnavailable("rewritten again; whether this was shown before is not known") from refusal
             raise ClaimRefused("another request came between") from refusal
 
-    async def _sweep(self, session: Session, first: int, end: int) -> bool:
-        """Remove what the generations from `first` to below `end` hold; False where that was too much for one call."""
-        pk, keys = codec.partition(session), list[tuple[str, str]]()
-        for bottom, top in codec.generation_ranges(first, end):
-            pages = self._table.query(
-                "pk = :pk AND sk BETWEEN :bottom AND :top",
-                {":pk": pk, ":bottom": bottom, ":top": top},
-                ProjectionExpression="pk, sk",
-            )
-            async with aclosing(pages):
-                async for page in pages:
-                    keys += [(item["pk"], item["sk"]) for item in page]
-                    if len(keys) > SWEPT_AT_ONCE:
-                        break
-        await self._table.delete_all(keys[:SWEPT_AT_ONCE])
-        return len(keys) <= SWEPT_AT_ONCE
+    async def _sweep(self, session: Session, first: int, end: int) -> tuple[int, bool]:
+        return await self._table.sweep(codec.partition(session), first, end)
 
-    async def _update_state(
-        self,
-        session: Session,
-        values: Mapping[str, Any],
-        *,
-        condition: str,
-        seen: Mapping[str, Any] | None = None,
-        once: Mapping[str, Any] | None = None,
-        count_up: Sequence[str] = (),
-        remove: Sequence[str] = (),
-        attempts: int = 1,
-    ) -> Item:
-        """Update the session's state: set values, set some only `once`, `count_up` to the next generation, remove."""
-        once = once or {}
-        assignments = [f"#{name} = :{name}" for name in values]
-        assignments += [f"#{name} = if_not_exists(#{name}, :{name})" for name in once]
-        assignments += [f"#{name} = #reserved + :one" for name in count_up]
-        expression = "SET " + ", ".join(assignments)
-        if remove:
-            expression += " REMOVE " + ", ".join(f"#{name}" for name in remove)
-        placeholders = {f":{name}": value for name, value in (*values.items(), *once.items())} | dict(seen or {})
-        return await self._table.update(
-            codec.partition(session),
-            codec.STATE_KEY,
-            expression,
-            placeholders | ({":one": 1} if count_up else {}),
-            condition=condition,
-            attempts=attempts,
-        )
+    def _turn_expiry(self, now: datetime) -> datetime | None:
+        """When a turn that begins now expires, in whole seconds as the table keeps it."""
+        if self._retention is None:
+            return None
+        return datetime.fromtimestamp(math.ceil((now + self._retention).timestamp()), UTC)
 
 
 def _seen_marks(window: Window) -> dict[str, Any]:

@@ -1,12 +1,23 @@
 """What one load sees of a session, newest first, and what of it belongs to the window. Pure, no I/O."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from memory import codec
 from memory.codec import Item
-from memory.turns import Session, State, Turn, TurnStatus
+from memory.turns import (
+    DamagedTurn,
+    NotTheNewestTurn,
+    Request,
+    Session,
+    SessionNotFound,
+    State,
+    Turn,
+    TurnNotFound,
+    TurnStatus,
+)
 
 TOKENS_PER_TURN = 500
 """What the first page of a load expects of a turn. Where turns are shorter, a second one follows."""
@@ -18,7 +29,15 @@ class Reading:
 
     session: Session
     token_limit: int | None
+    now: datetime
+    request: Request | None = None
     state: State | None = None
+    regenerated: Turn | None = None
+    """The turn that the request wants answered again."""
+    superseded: set[int] = field(default_factory=set)
+    """Numbers of the turns that a later one took the place of."""
+    followers: set[int] = field(default_factory=set)
+    """What the turns after the one to be answered again were to supersede; 0 for one that was asked something else."""
     turns: list[Turn] = field(default_factory=list)
     damaged: dict[int, str] = field(default_factory=dict)
     """Numbers of the turns that could not be read, with their request ids."""
@@ -58,6 +77,11 @@ class Reading:
             average = self.tokens / len(self.turns) if self.turns else 0
             size = math.ceil((limit - self.tokens) / average * 1.1) + 2 if average else size * 2
 
+    def take_state(self, item: Item) -> None:
+        """Take the session's state. Of an expired one there is nothing to be seen, but it can still be claimed."""
+        state = codec.decode_state(item)
+        self.state = state if state.exists(self.now) else replace(state, created_at=None)
+
     def wants(self, item: Item) -> bool:
         """Whether this turn belongs to the window; where it does not, none of the older ones does."""
         generation, number = codec.turn_numbers(item["sk"])
@@ -69,15 +93,34 @@ class Reading:
             self.state = codec.corrected(self.state, str(item.get("request_id", "")))
         if number < self.state.deleted_through[0]:
             return False
-        if self.token_limit is None:
+        self._notice(item, number)
+        if self.token_limit is None or number >= self._to_regenerate > 0:
             return True
-        if self.token_limit == 0 or number < self.state.archived_through[0]:
+        if self.token_limit == 0 or number < self.state.archived_through[0] or codec.is_expired(item, self.now):
             return False
-        return self.tokens + int(item.get("tokens", 0)) <= self.token_limit
+        return self.skips(item) or self.tokens + int(item.get("tokens", 0)) <= self.token_limit
 
     def skips(self, item: Item) -> bool:
-        """Whether the window passes by this turn: no model is shown what failed."""
-        return self.token_limit is not None and item.get("status") == TurnStatus.FAILED
+        """Whether nothing of this turn is shown: it has expired, or the window is a model's and the turn is not."""
+        number = codec.turn_numbers(item["sk"])[1]
+        if codec.is_expired(item, self.now):
+            return True
+        if self.token_limit is None or number == self._to_regenerate:
+            return False
+        hidden = item.get("status") in (TurnStatus.FAILED, TurnStatus.SUPERSEDED) or number in self.superseded
+        return hidden or number > self._to_regenerate > 0
+
+    def _notice(self, item: Item, number: int) -> None:
+        """What the turn says of others: which one it supersedes, and whether one can still be answered again."""
+        supersedes, failed = int(item.get("supersedes", 0)), item.get("status") == TurnStatus.FAILED
+        if supersedes and (not failed or number == self._to_regenerate):
+            self.superseded.add(supersedes)
+        if number > self._to_regenerate > 0 and item.get("status") != TurnStatus.VOID:
+            self.followers.add(supersedes if failed else 0)
+
+    @property
+    def _to_regenerate(self) -> int:
+        return (self.request and self.request.regenerates) or 0
 
     def recalled(self, request_id: str) -> list[int]:
         """Numbers of stored turns that may have answered this request."""
@@ -88,23 +131,46 @@ class Reading:
 
     def add(self, turn: Turn) -> None:
         """Take the turn as the marks leave it, if there is anything of it to show."""
-        if self.state is not None:
-            turn = _marked(turn, self.state)
-        if turn.status is TurnStatus.VOID or not (turn.messages or turn.status is TurnStatus.FAILED):
+        if self.state is None or not (shown := visible(turn, self.state, self.superseded)):
             return
-        if self.token_limit is None or turn.shown_to_model:
-            self.turns.append(turn)
+        if shown.number == self._to_regenerate:
+            self.regenerated = shown
+        elif self.token_limit is None or shown.shown_to_model:
+            self.turns.append(shown)
+
+    def check_regenerated(self) -> None:
+        """Raises where the request wants a turn answered again that is not there, or is not the newest one."""
+        if not self._to_regenerate:
+            return
+        if self.state is None or not self.state.created_at:
+            raise SessionNotFound
+        if self._to_regenerate in self.damaged:
+            raise DamagedTurn("the turn to be answered again cannot be read")
+        if self.regenerated is None:
+            raise TurnNotFound
+        if not self.followers <= {to_supersede(self.regenerated)}:
+            raise NotTheNewestTurn
 
 
-def _marked(turn: Turn, state: State) -> Turn:
-    """The turn without its deleted messages, and with its archived ones counted."""
+def to_supersede(turn: Turn) -> int:
+    """Number of the turn that another answer to this one supersedes: of a failed attempt, the one that it was for."""
+    return turn.supersedes if turn.status is TurnStatus.FAILED and turn.supersedes else turn.number
+
+
+def visible(turn: Turn, state: State, superseded: Collection[int]) -> Turn | None:
+    """The turn as its owner sees it: without its deleted messages, with its archived ones counted."""
     deleted, archived = (
         len(turn.messages) if turn.number < number else messages if turn.number == number else 0
         for number, messages in (state.deleted_through, state.archived_through)
     )
+    left = turn.messages[deleted:]
+    if turn.status is TurnStatus.VOID or not (left or turn.status is TurnStatus.FAILED):
+        return None
+    is_superseded = turn.status is TurnStatus.COMPLETE and turn.number in superseded
     return replace(
         turn,
-        messages=turn.messages[deleted:],
+        status=TurnStatus.SUPERSEDED if is_superseded else turn.status,
+        messages=left,
         deleted=deleted,
         archived=max(turn.archived, archived) - deleted if max(turn.archived, archived) > deleted else 0,
     )

@@ -40,9 +40,10 @@ TABLE_SCHEMA: dict[str, Any] = {
                 {"AttributeName": "owner", "KeyType": "HASH"},
                 {"AttributeName": "active_at", "KeyType": "RANGE"},
             ],
-            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["title", "created_at"]},
+            "Projection": {"ProjectionType": "INCLUDE", "NonKeyAttributes": ["title", "created_at", "expires_at"]},
         }
     ],
+    "StreamSpecification": {"StreamEnabled": True, "StreamViewType": "NEW_IMAGE"},
     "BillingMode": "PAY_PER_REQUEST",
 }
 """Arguments of CreateTable: what `template.yaml` deploys, for tables made without it."""
@@ -114,18 +115,23 @@ class Table:
         values: Mapping[str, Any],
         *,
         page_sizes: Iterator[int] | None = None,
+        oldest_first: bool = False,
         index: str | None = None,
+        after: Item | None = None,
         **options: Any,
     ) -> AsyncGenerator[list[Item]]:
-        """Pages of items, newest first; strongly consistent but for the index, which cannot be."""
+        """Pages of items, newest first unless told; strongly consistent but for the index, which cannot be.
+
+        `after` is the key of the item to go on from, which need not be there any more.
+        """
         options |= {"IndexName": index} if index else {"ConsistentRead": True}
-        start: dict[str, Any] = {}
+        start: dict[str, Any] = {"ExclusiveStartKey": _typed(after)} if after else {}
         while True:
             page = await self._call(
                 "query",
                 KeyConditionExpression=condition,
                 ExpressionAttributeValues=_typed(values),
-                ScanIndexForward=False,
+                ScanIndexForward=oldest_first,
                 **options,
                 **({"Limit": next(page_sizes)} if page_sizes else {}),
                 **start,

@@ -43,6 +43,22 @@ class RequestIdReused(ConversationError):
     """The request id belongs to an earlier turn that was asked something else."""
 
 
+class SessionNotFound(ConversationError):
+    """The owner has no such session: there never was one, or it was deleted, or it has expired."""
+
+
+class TurnNotFound(ConversationError):
+    """The session has no such turn."""
+
+
+class NotTheNewestTurn(ConversationError):
+    """Only the newest turn can be answered again; others came after this one."""
+
+
+class HistoryReplaced(ConversationError):
+    """The history was deleted or rewritten since reading it began; a place in it means nothing any more."""
+
+
 class DamagedTurn(ConversationError):
     """A stored turn cannot be read: an unknown codec version, a broken payload, a missing part."""
 
@@ -65,6 +81,8 @@ class Request:
 
     id: str
     body_hash: str
+    regenerates: int | None = None
+    """Number of the turn that is to be answered again; None where something new is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +100,8 @@ class TurnStatus(StrEnum):
     COMPLETE = "complete"
     FAILED = "failed"
     """The agent gave no answer: kept for people to see, never shown to the model."""
+    SUPERSEDED = "superseded"
+    """Answered again by a later turn: kept for people to see, never shown to the model."""
     VOID = "void"
     """Holds a number while a history is rewritten, so that nobody who was overtaken can take it."""
 
@@ -107,6 +127,10 @@ class Turn:
     """Name of the process that answered."""
     failure: str | None = None
     """Code of what went wrong in a failed turn."""
+    supersedes: int | None = None
+    """Number of the earlier turn that this one answers again, and takes the place of once it is complete."""
+    expires_at: datetime | None = None
+    """When it is gone, in whole seconds; None where it is kept until it is deleted."""
     archived: int = 0
     """How many of its messages, from the first, were archived by LlamaIndex's Memory."""
     deleted: int = 0
@@ -143,6 +167,19 @@ class State:
     deleted_through: Position = START
     marker: str = ""
     """Random token of whoever moved one of the two last."""
+    title: str = ""
+    created_at: datetime | None = None
+    """None where nothing is to be seen of the session: it was deleted, has expired, or is a fork in the making."""
+    active_at: datetime | None = None
+    """When a turn was claimed last, in whole minutes."""
+    expires_at: datetime | None = None
+    asked: str = ""
+    """Hash of the request that made the session, where one did so on purpose."""
+    deleted: bool = False
+
+    def exists(self, now: datetime) -> bool:
+        """Whether the session is there for its owner."""
+        return self.created_at is not None and not (self.expires_at and self.expires_at <= now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +197,17 @@ class Window:
     """None where everything was asked for."""
     answered: Turn | None = None
     """The complete turn that answered this very request before."""
+    regenerated: Turn | None = None
+    """The turn that the request wants answered again; it is none of `turns`."""
     busy_seconds: float = 0
     """What is left of the lease of a turn that is being answered; 0 where nobody holds the session."""
     damaged: tuple[int, ...] = ()
     """Numbers of the turns that could not be read."""
+
+    @property
+    def live(self) -> State | None:
+        """The state of a session that exists for its owner; None where there is none, or nothing to be seen of it."""
+        return self.state if self.state and self.state.created_at else None
 
     @property
     def tokens(self) -> int:
@@ -190,6 +234,10 @@ class Claim:
     request: Request
     window: WindowSize
     claimed_at: datetime
+    takes_over: bool = False
+    """Whether another holder had the same number before, and did not come back."""
+    supersedes: int | None = None
+    expires_at: datetime | None = None
 
     def completed(self, messages: Sequence[Message], *, tokens: int, at: datetime, instance: str) -> Turn:
         """The turn with everything that the agent and its tools said."""
@@ -226,6 +274,8 @@ class Claim:
             finished_at=at,
             instance=instance,
             failure=failure,
+            supersedes=self.supersedes,
+            expires_at=self.expires_at,
         )
 
 
@@ -248,6 +298,7 @@ class TurnLog(Protocol):
     - Loads are strongly consistent.
     - A deleted session is empty from the moment that ``delete`` wrote: no turn of before comes back, and neither does
       one that was in flight.
+    - A turn that expired is never read, even while the table still holds it.
 
     Every method raises TableUnavailable where the table does not answer.
     """
@@ -263,6 +314,10 @@ class TurnLog(Protocol):
         The handler's windows (with a limit) hold complete turns only, and none of which something was archived or
         deleted. Raises RequestIdReused where the request's id answered something else, and DamagedTurn where the turn
         that answered it cannot be read; other damaged turns are left out, and reported in the window.
+
+        For a request that regenerates a turn, the window holds the turns before that one, and it apart. Raises
+        SessionNotFound or TurnNotFound where there is none, and NotTheNewestTurn where others followed (failed attempts
+        at the same aside).
         """
         ...
 
@@ -284,7 +339,10 @@ class TurnLog(Protocol):
         ...
 
     async def delete(self, session: Session) -> bool:
-        """Empty the session at once, and remove what it held; False where removing is not finished: call again."""
+        """Empty the session at once, and remove what it held; False where removing is not finished: call again.
+
+        Raises SessionNotFound where there is no such session, and nothing left of one.
+        """
         ...
 
     async def rewrite(self, window: Window, turns: Sequence[Turn]) -> None:
@@ -300,10 +358,6 @@ class TurnLog(Protocol):
 
         Deleted is deleted: a request whose turn was deleted is a new one when it comes again.
         """
-        ...
-
-    async def sessions(self, owner: str) -> list[str]:
-        """Ids of the owner's sessions, the last active first, from an index that may lag behind by a moment."""
         ...
 
 

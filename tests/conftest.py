@@ -15,6 +15,7 @@ from moto import mock_aws
 from local import engine
 from memory import codec
 from memory.dynamodb import DynamoDBTurnLog
+from memory.sessions import DynamoDBSessions
 from memory.table import connect, create_table
 from memory.turns import Request, Session, Turn, Window, take_turn, utc_now
 
@@ -71,6 +72,14 @@ class Store:
     def log(self, *, kind: type[DynamoDBTurnLog] = DynamoDBTurnLog, **options: Any) -> DynamoDBTurnLog:
         """A log of its own, as every invocation has."""
         return kind(options.pop("client", self.client), TABLE, **options)
+
+    def sessions(self, **options: Any) -> DynamoDBSessions:
+        """The sessions of the table, as an invocation has them."""
+        return DynamoDBSessions(options.pop("client", self.client), TABLE, **options)
+
+    async def listed(self) -> list[str]:
+        """Ids of the owner's sessions, as the index lists them."""
+        return [session.id for session in await self.sessions().listed(self.owner, limit=100)]
 
     def session(self, name: str = "talk") -> Session:
         return Session(owner=self.owner, id=name)

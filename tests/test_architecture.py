@@ -7,7 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("handlers/*.py"), *ROOT.glob("memory/*.py")])
-LAYERS = ["memory.turns", "memory.codec", "memory.reading", "memory.table", "memory.dynamodb", "memory.chat_store"]
+LAYERS = [
+    "memory.turns",
+    "memory.codec",
+    "memory.reading",
+    "memory.table",
+    "memory.items",
+    "memory.dynamodb",
+    "memory.sessions",
+    "memory.chat_store",
+]
 
 
 def imports(file: Path) -> set[str]:

@@ -33,7 +33,7 @@ def texts(found: list[ChatMessage]) -> str:
 
 @pytest.fixture
 def chat_store(store: Store) -> DynamoDBChatStore:
-    return DynamoDBChatStore(log=store.log(), owner=store.owner)
+    return DynamoDBChatStore(log=store.log(), sessions=store.sessions(), owner=store.owner)
 
 
 async def added(store: AsyncDBChatStore) -> None:
@@ -181,7 +181,7 @@ async def test_a_message_is_deleted_by_its_index_among_the_active_ones(chat_stor
 
 async def test_a_history_that_cannot_be_read_is_not_rewritten(store: Store) -> None:
     """A turn that only a newer release can read is not lost to a rewrite by this one."""
-    chat_store = DynamoDBChatStore(log=store.log(), owner=store.owner)
+    chat_store = DynamoDBChatStore(log=store.log(), sessions=store.sessions(), owner=store.owner)
     for text in "abc":
         await chat_store.add_message("talk", message(text))
     damage(store, 2, "v", {"N": "99"})
@@ -228,11 +228,13 @@ async def test_what_is_done_to_a_returned_message_never_changes_the_store(chat_s
 
 async def test_one_add_is_one_append(real_store: Store) -> None:
     """Adding to a long history costs three calls, and as many units as adding to a short one."""
-    store = DynamoDBChatStore(log=real_store.log(), owner=real_store.owner)
+    store = DynamoDBChatStore(log=real_store.log(), sessions=real_store.sessions(), owner=real_store.owner)
     for i in range(40):
         await store.add_message("k", message(str(i)))
     log = real_store.log()
-    await DynamoDBChatStore(log=log, owner=real_store.owner).add_message("k", message("last"))
+    await DynamoDBChatStore(log=log, sessions=real_store.sessions(), owner=real_store.owner).add_message(
+        "k", message("last")
+    )
     assert log.usage.calls == 3
     assert log.usage.read_units <= 1
     assert log.usage.write_units <= 4
@@ -242,12 +244,16 @@ async def test_concurrent_adds_are_all_kept(real_store: Store) -> None:
     """Programs that write to one key at once lose nothing, and what was added together stays together."""
 
     async def write(writer: str) -> None:
-        store = DynamoDBChatStore(log=real_store.log(), owner=real_store.owner)
+        store = DynamoDBChatStore(log=real_store.log(), sessions=real_store.sessions(), owner=real_store.owner)
         for _ in range(5):
             await store.add_messages("k", messages(writer * 2))
 
     await asyncio.gather(*map(write, "abcd"))
-    found = texts(await DynamoDBChatStore(log=real_store.log(), owner=real_store.owner).get_messages("k"))
+    found = texts(
+        await DynamoDBChatStore(
+            log=real_store.log(), sessions=real_store.sessions(), owner=real_store.owner
+        ).get_messages("k")
+    )
     pairs = [found[i : i + 2] for i in range(0, len(found), 2)]
     assert sorted(pairs) == ["aa"] * 5 + ["bb"] * 5 + ["cc"] * 5 + ["dd"] * 5
 
@@ -255,7 +261,7 @@ async def test_concurrent_adds_are_all_kept(real_store: Store) -> None:
 async def test_memory_finds_its_history_again(chat_store: DynamoDBChatStore, store: Store) -> None:
     """LlamaIndex's Memory on the drop-in: another process with the same session id has the messages."""
     await Memory.from_defaults(session_id="ada", chat_store=chat_store).aput(message("My name is Ada"))
-    other = DynamoDBChatStore(log=store.log(), owner=store.owner)
+    other = DynamoDBChatStore(log=store.log(), sessions=store.sessions(), owner=store.owner)
     assert texts(await Memory.from_defaults(session_id="ada", chat_store=other).aget()) == "My name is Ada"
 
 
@@ -273,7 +279,7 @@ async def test_memory_archives_on_the_drop_in(chat_store: DynamoDBChatStore) -> 
 
 def test_memory_works_without_an_event_loop(moto_store: Store) -> None:
     """The synchronous half of Memory works on the drop-in, from call to call."""
-    store = DynamoDBChatStore(log=moto_store.log(), owner=moto_store.owner)
+    store = DynamoDBChatStore(log=moto_store.log(), sessions=moto_store.sessions(), owner=moto_store.owner)
     memory = Memory.from_defaults(session_id="k", chat_store=store)
     memory.put(message("a"))
     memory.put(message("b"))

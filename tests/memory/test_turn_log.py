@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from memory import codec, dynamodb
+from memory import codec, items
 from memory.dynamodb import LEASE
 from memory.turns import (
     Claim,
@@ -437,7 +437,7 @@ async def test_failed_turns_cost_a_load_next_to_nothing(real_store: Store) -> No
 
 async def test_a_rewrite_removes_all_that_it_replaced(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much that is, nothing of it stays in the table."""
-    monkeypatch.setattr(dynamodb, "SWEPT_AT_ONCE", 2)
+    monkeypatch.setattr(items, "SWEPT_AT_ONCE", 2)
     for text in "abcdefg":
         await say(store.log(), store.session(), text)
     log = store.log()
@@ -460,7 +460,7 @@ async def test_a_deleted_session_is_empty_at_once(store: Store) -> None:
     assert await store.log().delete(store.session())
     window = await store.log().load(store.session(), token_limit=None, request=asking("secret", "k"))
     assert (window.turns, window.answered, window.total_turns) == ((), None, 0)
-    assert await store.log().sessions(store.owner) == []
+    assert await store.listed() == []
     assert keys_of(store) == ["state"]
 
 
@@ -578,7 +578,7 @@ async def test_sessions_are_listed_with_the_last_active_first(store: Store) -> N
     for name in ("a", "b", "c", "a"):
         clock.now += timedelta(minutes=1)
         await say(store.log(clock=clock), store.session(name), "hello")
-    assert await store.log().sessions(store.owner) == ["a", "c", "b"]
+    assert await store.listed() == ["a", "c", "b"]
 
 
 async def test_a_damaged_turn_hides_no_other_and_is_reported(store: Store) -> None:
