@@ -11,11 +11,11 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
 from handlers.run import AgentFailed, TextDelta, ToolCalled, ToolReturned, run_agent
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
-from memory.chat_store import TurnChatStore, count_tokens, encode_message, turn_memory
+from memory.chat_store import TurnChatStore, count_tokens, decode_message, encode_message, turn_memory
 from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLog, Window, take_turn, utc_now
 
 ANSWER_SECONDS = 0.3
@@ -30,11 +30,11 @@ class NoTimeLeft(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """What somebody says in a session, under which request id."""
+    """What somebody says in a session, under which request id; nothing new where a turn is to be answered again."""
 
     session: Session
     request: Request
-    message: str
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +96,22 @@ class Conversation:
                 yield Answered(turn=window.answered, replayed=True)
             return
 
+        message = said(window.regenerated) if window.regenerated else ask.message
         store, failure = TurnChatStore(window), None
         try:
             with progress.timing("agent"):
                 memory, until = turn_memory(store, session), self.deadline - COMMIT_SECONDS
                 async with (
                     keep_lease(self.log, claim) as lease,
-                    aclosing(run_agent(self.build_agent, ask.message, memory, until=until, lease=lease)) as events,
+                    aclosing(run_agent(self.build_agent, message, memory, until=until, lease=lease)) as events,
                 ):
                     async for event in events:
                         yield event
             turn = self._complete(claim, store)
         except AgentFailed as error:
             failure = error
-            said = ChatMessage(role="user", content=ask.message)
-            turn = claim.failed(failure.code, [encode_message(said)], at=utc_now(), instance=self.instance)
+            asked = encode_message(ChatMessage(role="user", content=message))
+            turn = claim.failed(failure.code, [asked], at=utc_now(), instance=self.instance)
         finally:
             store.close()
 
@@ -147,6 +148,12 @@ class Conversation:
         if not turn.answer:
             raise AgentFailed("empty_answer")
         return turn
+
+
+def said(turn: Turn) -> str:
+    """What the user said in a turn."""
+    messages = (decode_message(message) for message in turn.messages)
+    return next((message.content or "" for message in messages if message.role is MessageRole.USER), "")
 
 
 @asynccontextmanager

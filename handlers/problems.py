@@ -4,40 +4,129 @@ import json
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from aws_lambda_powertools.event_handler import Response
 from botocore.exceptions import ClientError
-from pydantic import ValidationError
 
 from handlers.settings import SettingsError
-from memory.turns import LeaseLost, RequestIdReused, TableUnavailable, TurnInProgress
+from memory.turns import (
+    HistoryReplaced,
+    LeaseLost,
+    NotTheNewestTurn,
+    RequestIdReused,
+    SessionNotFound,
+    TableUnavailable,
+    TurnInProgress,
+    TurnNotFound,
+)
 
 CONTENT_TYPE = "application/problem+json"
 MAX_CAUSES = 6
 
 
+class Kind(Enum):
+    """The kinds of problems: a stable name, the status, the title, and when it comes."""
+
+    INVALID = ("invalid-request", 400, "The request is not valid", "A field is wrong: `field` names it.")
+    TOO_LARGE = ("too-large", 413, "The request is too large", "A field holds more than is taken: `field` names it.")
+    KEY_REUSED = (
+        "idempotency-key-reused",
+        422,
+        "The Idempotency-Key was used for another request",
+        "The same key came with another request before.",
+    )
+    UNAUTHORIZED = (
+        "unauthorized",
+        401,
+        "The request could not be tied to an owner",
+        "There is no valid identity: a forged or expired token, no claims, or a session named without a token.",
+    )
+    NOT_FOUND = ("not-found", 404, "Nothing is here", "There is no such path.")
+    SESSION_NOT_FOUND = (
+        "session-not-found",
+        404,
+        "There is no such session",
+        "The caller has no session of this id: it never was, is another's, was deleted or has expired.",
+    )
+    TURN_NOT_FOUND = ("turn-not-found", 404, "There is no such turn", "The session has no turn of this number.")
+    METHOD = ("method-not-allowed", 405, "The path has no such method", "`Allow` lists the methods that it has.")
+    TURN_IN_PROGRESS = (
+        "turn-in-progress",
+        409,
+        "Another request of this session comes first",
+        "The session was answering another request for too long; see `Retry-After`.",
+    )
+    NOT_THE_NEWEST = (
+        "not-the-newest-turn",
+        409,
+        "Only the newest turn can be answered again",
+        "Other turns followed the one that was to be answered again.",
+    )
+    HISTORY_CHANGED = (
+        "history-changed",
+        409,
+        "The history was replaced while it was read",
+        "The session was deleted or rewritten since reading it began.",
+    )
+    INTERNAL = ("internal", 500, "Something went wrong in the service", "The log has the cause.")
+    AGENT_FAILED = (
+        "agent-failed",
+        502,
+        "The agent gave no answer",
+        "The model or a tool failed; the message is kept as a failed turn. `code` says why.",
+    )
+    UNAVAILABLE = (
+        "unavailable",
+        503,
+        "The service is not available just now",
+        "The table cannot be reached, or too little time was left; see `Retry-After`.",
+    )
+    AGENT_TIMED_OUT = (
+        "agent-timed-out",
+        504,
+        "The agent gave no answer in time",
+        "The time ran out; the message is kept as a failed turn. `code` says whose time.",
+    )
+
+    def __init__(self, slug: str, status: int, title: str, when: str) -> None:
+        self.slug = slug
+        self.status = HTTPStatus(status)
+        self.title = title
+        self.when = when
+
+    @property
+    def urn(self) -> str:
+        """The `type` of the problem document."""
+        return f"urn:rehydrate:problem:{self.slug}"
+
+
 @dataclass(kw_only=True, eq=False)
 class Problem(Exception):
-    """An answer that is not 200. `type` is a stable name; `detail` says what to do."""
+    """An answer that is not what was asked for; `detail` says what to do."""
 
-    status: HTTPStatus
-    type: str
-    title: str
+    kind: Kind
     detail: str
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further members, such as `field`: the one that is wrong."""
     retry_after: int | None = None
     """Seconds."""
+    allow: str | None = None
+    """The methods that the path has."""
     clear_cookie: bool = False
+
+    @property
+    def status(self) -> HTTPStatus:
+        return self.kind.status
 
     def body(self) -> dict[str, Any]:
         """The members of the problem document."""
         return {
-            "type": f"urn:rehydrate:problem:{self.type}",
-            "title": self.title,
+            "type": self.kind.urn,
+            "title": self.kind.title,
             "status": self.status.value,
             "detail": self.detail,
             **self.extra,
@@ -48,6 +137,8 @@ class Problem(Exception):
         headers: dict[str, str | list[str]] = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
+        if self.allow is not None:
+            headers["Allow"] = self.allow
         if self.status is HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Session"
         return Response(self.status.value, CONTENT_TYPE, json.dumps(self.body()), headers)
@@ -58,67 +149,66 @@ class Problem(Exception):
         return {"statusCode": self.status.value, "headers": headers, "body": json.dumps(self.body())}
 
 
-def bad_field(name: str, detail: str, *, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> Problem:
+def bad_field(name: str, detail: str, *, kind: Kind = Kind.INVALID) -> Problem:
     """One field of the request is wrong; the detail says what is, and how to mend it."""
-    return Problem(
-        status=status, type="invalid-request", title="The request is not valid", detail=detail, extra={"field": name}
-    )
+    return Problem(kind=kind, detail=detail, extra={"field": name})
 
 
 def unauthorized(detail: str, *, clear_cookie: bool = False) -> Problem:
     """The request does not say who asks, or says it with something that cannot be trusted."""
-    return Problem(
-        status=HTTPStatus.UNAUTHORIZED,
-        type="unauthorized",
-        title="The request could not be tied to an owner",
-        detail=detail,
-        clear_cookie=clear_cookie,
-    )
-
-
-def from_error(error: Exception) -> Problem:
-    """The problem that an error is for the caller. What it does not know is a 500, and no text of it gets out."""
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, TurnInProgress | LeaseLost):
-        return Problem(
-            status=HTTPStatus.CONFLICT,
-            type="turn-in-progress",
-            title="Another request of this session comes first",
-            detail="The session is answering another request. Nothing of this one was stored: send it again.",
-            retry_after=error.retry_after if isinstance(error, TurnInProgress) else 1,
-        )
-    if isinstance(error, RequestIdReused):
-        return bad_field(
-            "Idempotency-Key",
-            "This Idempotency-Key belongs to an earlier request with another body. Send a new key with a new request; "
-            "repeat the key only to send the very same request again.",
-            status=HTTPStatus.UNPROCESSABLE_ENTITY,
-        )
-    if isinstance(error, TableUnavailable):
-        return unavailable("The conversation could not be read or stored just now. Send the request again.")
-    return Problem(
-        status=HTTPStatus.INTERNAL_SERVER_ERROR,
-        type="internal",
-        title="Something went wrong in the service",
-        detail="The cause was logged. Nothing of this request was stored.",
-    )
+    return Problem(kind=Kind.UNAUTHORIZED, detail=detail, clear_cookie=clear_cookie)
 
 
 def unavailable(detail: str) -> Problem:
     """The service cannot do this now, and can soon."""
-    return Problem(
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
-        type="unavailable",
-        title="The service is not available just now",
-        detail=detail,
-        retry_after=1,
-    )
+    return Problem(kind=Kind.UNAVAILABLE, detail=detail, retry_after=1)
+
+
+def from_error(error: Exception) -> Problem:
+    """The problem that an error is for the caller. What it does not know is a 500, and no text of it gets out."""
+    match error:
+        case Problem():
+            return error
+        case TurnInProgress() | LeaseLost():
+            return Problem(
+                kind=Kind.TURN_IN_PROGRESS,
+                detail="The session is answering another request. Nothing of this one was stored: send it again.",
+                retry_after=error.retry_after if isinstance(error, TurnInProgress) else 1,
+            )
+        case RequestIdReused():
+            return bad_field(
+                "Idempotency-Key",
+                "This Idempotency-Key belongs to an earlier request with other content. Send a new key with a new "
+                "request; repeat the key only to send the very same request again.",
+                kind=Kind.KEY_REUSED,
+            )
+        case TableUnavailable():
+            return unavailable("The conversation could not be read or stored just now. Send the request again.")
+    for kind, detail in _PLAIN.items():
+        if isinstance(error, kind):
+            return Problem(kind=detail[0], detail=detail[1])
+    return Problem(kind=Kind.INTERNAL, detail="The cause was logged. Nothing of this request was stored.")
+
+
+_PLAIN: Mapping[type[Exception], tuple[Kind, str]] = {
+    SessionNotFound: (Kind.SESSION_NOT_FOUND, "You have no session of this id. GET /sessions lists those you have."),
+    TurnNotFound: (Kind.TURN_NOT_FOUND, "The session has no such turn. GET /sessions/{id}/turns lists those it has."),
+    NotTheNewestTurn: (
+        Kind.NOT_THE_NEWEST,
+        "Other turns followed this one. Answer the newest one again, or fork the session at an older one.",
+    ),
+    HistoryReplaced: (
+        Kind.HISTORY_CHANGED,
+        "The session was deleted or rewritten since reading it began. Read it from the beginning, without cursor.",
+    ),
+}
 
 
 def cause(error: BaseException | None) -> list[dict[str, Any]]:
     """An error and what led to it, for a log: kinds, codes and places, never a text, since texts quote messages."""
     found: list[dict[str, Any]] = []
+    if isinstance(error, Problem) and error.__cause__:
+        error = error.__cause__  # which says more than what the caller was told
     while error is not None and len(found) < MAX_CAUSES:
         fact: dict[str, Any] = {"error": f"{type(error).__module__}.{type(error).__qualname__}"}
         if isinstance(error, ClientError):
@@ -133,24 +223,3 @@ def cause(error: BaseException | None) -> list[dict[str, Any]]:
         found.append(fact)
         error = error.__cause__ or error.__context__
     return found
-
-
-def from_validation(error: ValidationError) -> Problem:
-    """What pydantic found wrong with a body: the first field by name, all of them in `errors`."""
-    faults = [_fault(fault) for fault in error.errors(include_url=False, include_input=False)]
-    problem = bad_field(faults[0]["field"], "; ".join(f"{fault['field']} {fault['problem']}" for fault in faults))
-    problem.extra = {**problem.extra, "errors": faults}
-    return problem
-
-
-def _fault(fault: Any) -> dict[str, str]:
-    name = ".".join(map(str, fault["loc"])) or "body"
-    known = {
-        "extra_forbidden": "is not a field of this request; the fields are message and session_id",
-        "missing": "is missing; send a JSON object that has it",
-        "model_type": "must be a JSON object",
-        "string_type": "must be a string",
-    }
-    if fault["type"] == "json_invalid":
-        return {"field": "body", "problem": f"is not valid JSON ({fault['ctx']['error']})"}
-    return {"field": name, "problem": known.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")}

@@ -1,18 +1,24 @@
-"""The log line of a turn: what it remembered, what it cost, how it ended. Never what was said."""
+"""The log line of a request: who asked for what, what it cost, how it ended. Never what was said."""
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
 
-from handlers.conversation import Answered, Ask, Conversation
 from handlers.identity import Caller
 from handlers.problems import Problem, cause
+from handlers.settings import Settings
+from memory.turns import Session, Usage
 
-FIELDS = {"body", "message", "session_id", "x-session-id", "Idempotency-Key"}
+FIELDS = {
+    *("body", "message", "session_id", "title", "turn", "limit", "cursor"),
+    *("x-session-id", "Idempotency-Key"),
+}
 """The fields that a line may name; others are the client's words."""
 
 logging.logAsyncioTasks = False  # type: ignore[attr-defined] # from Python 3.12 on each line would name a "Task-7"
@@ -21,63 +27,62 @@ logger = Logger(service="rehydrate", location=None)
 
 @dataclass(kw_only=True)
 class Exchange:
-    """What is known of a request so far, for its log line."""
+    """A request, and what is known of it so far."""
 
+    event: dict[str, Any]
+    context: LambdaContext
+    settings: Settings = field(default_factory=Settings)
+    line: str = "request"
+    """What the log line is about."""
+    route: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+    """What stands in the places of the route's path."""
     caller: Caller | None = None
-    ask: Ask | None = None
-    conversation: Conversation | None = None
+    session: Session | None = None
+    taken: bool = False
+    """Whether the request was found good, and something was done about it."""
+    usages: list[Usage] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What else its line says."""
+    status: HTTPStatus = HTTPStatus.OK
     error: Exception | None = None
     problem: Problem | None = None
     """What the error is for the caller."""
-    answered: Answered | None = None
 
 
-def log_turn(exchange: Exchange) -> None:
+def log_exchange(exchange: Exchange) -> None:
     """Write the one line about a request."""
     problem = exchange.problem
-    status = problem.status if problem else HTTPStatus.OK
-    facts: dict[str, Any] = {"status": status.value}
-    if exchange.caller and (exchange.conversation or exchange.caller.source != "new"):
-        facts |= {
-            "identity": exchange.caller.source,
-            "owner": hashlib.sha256(exchange.caller.owner.encode("utf-8", "surrogatepass")).hexdigest()[:16],
-        }
-    if exchange.ask:
-        facts |= {"session_id": exchange.ask.session.id, "request_id": exchange.ask.request.id}
-    if exchange.conversation:
-        facts |= _progress_facts(exchange.conversation)
-    outcome = problem.extra.get("code", problem.type) if problem else "answered"
-    facts |= {"outcome": outcome, "replayed": bool(exchange.answered and exchange.answered.replayed)}
-    write = logger.info
+    status = problem.status if problem else exchange.status
+    facts: dict[str, Any] = {"route": exchange.route, "status": status.value, "instance": exchange.settings.instance}
+    facts |= _who(exchange) | _cost(exchange) | {"outcome": "done"} | exchange.facts
+    write = logger.warning if "hint" in facts else logger.info
     if problem:
-        facts["cause"] = cause(exchange.error)
-        if field := problem.extra.get("field"):
-            facts["field"] = field if field in FIELDS else "one that is not known"
+        facts["outcome"] = problem.extra.get("code", problem.kind.slug)
+        if exchange.error:
+            facts["cause"] = cause(exchange.error)
+        if name := problem.extra.get("field"):
+            facts["field"] = name if name in FIELDS else "one that is not known"
         write = logger.error if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logger.warning
-    elif facts.get("turns_total") and not facts.get("turns_in_window"):
-        facts["hint"] = "no earlier turn fits TOKEN_LIMIT, or all of them failed"
-        write = logger.warning
-    write("turn", extra=facts)
+    write(exchange.line, extra=facts)
 
 
-def _progress_facts(conversation: Conversation) -> dict[str, Any]:
-    progress, usage = conversation.progress, conversation.log.usage
-    facts: dict[str, Any] = {
-        "instance": conversation.instance,
-        "token_limit": conversation.token_limit,
-        "dynamodb_calls": usage.calls,
-        "read_units": usage.read_units,
-        "write_units": usage.write_units,
-        **{f"{step}_ms": taken for step, taken in progress.milliseconds.items()},
+def _who(exchange: Exchange) -> dict[str, Any]:
+    """Who asked, as far as that means anything: not an identity that nobody was given."""
+    caller, session = exchange.caller, exchange.session
+    who: dict[str, Any] = {"session_id": session.id} if session else {}
+    if caller and (exchange.taken or caller.source != "new"):
+        owner = hashlib.sha256(caller.owner.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        who |= {"identity": caller.source, "owner": owner}
+    return who
+
+
+def _cost(exchange: Exchange) -> dict[str, Any]:
+    used = exchange.usages
+    if not used:
+        return {}
+    return {
+        "dynamodb_calls": sum(usage.calls for usage in used),
+        "read_units": sum(usage.read_units for usage in used),
+        "write_units": sum(usage.write_units for usage in used),
     }
-    if progress.window:
-        facts |= {
-            "window_tokens": progress.window.tokens,
-            "turns_in_window": len(progress.window.turns),
-            "turns_total": progress.window.total_turns,
-        }
-        if progress.window.damaged:
-            facts["damaged_turns"] = list(progress.window.damaged)
-    if progress.turn:
-        facts["turn"] = progress.turn.number
-    return facts

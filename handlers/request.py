@@ -1,99 +1,108 @@
-"""What a request to the chat function asks for: its body and headers, checked, as values."""
+"""What a request asks for, checked, as values: bodies, queries, paths and the headers that identify a request."""
 
 import base64
 import hashlib
 import json
-import re
-from http import HTTPStatus
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
-from handlers.conversation import Ask
-from handlers.identity import TOKEN_HEADER, Caller, Event, header
-from handlers.problems import bad_field, from_validation, unauthorized
-from handlers.settings import Settings
-from memory.turns import Request, Session
+from handlers.identity import TOKEN_HEADER, Caller, Event, header, mapping
+from handlers.problems import Problem, bad_field, unauthorized
+from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_RULE
+from memory.turns import Session, SessionNotFound, TurnNotFound
 
-DEFAULT_SESSION = "default"
-SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
-SESSION_ID_RULE = "must be 1 to 128 characters out of letters, digits, '.', '_' and '-'"
+M = TypeVar("M", bound=BaseModel)
 
 
-class ChatRequest(BaseModel):
-    """The body of POST /chat."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    message: str
-    session_id: str | None = None
-
-    @field_validator("message")
-    @classmethod
-    def _says_something(cls, message: str) -> str:
-        if not message.strip():
-            raise ValueError("is empty; say something")
-        return message
-
-    @field_validator("session_id")
-    @classmethod
-    def _is_a_session_id(cls, session_id: str | None) -> str | None:
-        if session_id is not None and not SESSION_ID.fullmatch(session_id):
-            raise ValueError(SESSION_ID_RULE)
-        return session_id
-
-
-def read_request(event: Event, caller: Caller, settings: Settings, invocation_id: str) -> Ask:
-    """What is asked, in which session, under which request id. Raises a Problem that names the field that is wrong."""
-    try:
-        request = ChatRequest.model_validate_json(_body(event))
-    except ValidationError as error:
-        raise from_validation(error) from error
-    if len(request.message) > settings.max_message_chars:
-        raise bad_field(
-            "message",
-            f"message has {len(request.message)} characters, and {settings.max_message_chars} are allowed; shorten it",
-            status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        )
-    named = request.session_id or header(event, "x-session-id")
-    if named is not None and not SESSION_ID.fullmatch(named):
-        raise bad_field("x-session-id", f"x-session-id {SESSION_ID_RULE}")
-    if named is not None and caller.source == "new":
-        raise unauthorized(
-            f"The request names the session {named!r} and brings no session token, so its owner is unknown, and it "
-            f"would be answered from an empty conversation. Send the cookie or the {TOKEN_HEADER} header that came "
-            "with an earlier answer; to start as a new caller, leave the session out."
-        )
-    session = Session(owner=caller.owner, id=named or DEFAULT_SESSION)
-    asked = json.dumps(["POST /chat", session.id, request.message])
-    return Ask(
-        session=session,
-        request=Request(
-            id=_request_id(event, invocation_id), body_hash=hashlib.sha256(asked.encode()).hexdigest()[:32]
-        ),
-        message=request.message,
-    )
-
-
-def _body(event: Event) -> bytes:
-    """The request's body. Raises a Problem where there is none."""
+def read_body(event: Event, model: type[M], *, optional: bool = False) -> M:
+    """The request's body; an absent one is empty where it is `optional`. Raises a Problem that names the field."""
     body = event.get("body")
     if not isinstance(body, str) or not body:
-        raise bad_field("body", 'body is missing; send a JSON object such as {"message": "Hello"}')
+        if optional:
+            return model()
+        raise bad_field("body", "body is missing; send a JSON object, with a content-type of application/json")
     try:
-        return base64.b64decode(body, validate=True) if event.get("isBase64Encoded") else body.encode()
+        content = base64.b64decode(body, validate=True) if event.get("isBase64Encoded") else body.encode()
     except ValueError as error:
         raise bad_field("body", "body is not text in UTF-8; send a JSON object") from error
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise _from_validation(error, model) from error
 
 
-def _request_id(event: Event, invocation_id: str) -> str:
-    """The client's idempotency key; without one, the id of the invocation.
+def read_query(event: Event, model: type[M]) -> M:
+    """The request's query parameters. Raises a Problem that names the one that is wrong."""
+    try:
+        return model.model_validate(dict(mapping(event, "queryStringParameters")))
+    except ValidationError as error:
+        raise _from_validation(error, model) from error
 
-    Not the id that API Gateway gives the request: `sam local` gives every request the same one.
-    """
+
+def session_named(caller: Caller, session_id: str) -> Session:
+    """The caller's session in a path. Raises SessionNotFound where no session can have this id."""
+    if not SESSION_ID.fullmatch(session_id):
+        raise SessionNotFound
+    return Session(owner=known(caller).owner, id=session_id)
+
+
+def turn_named(number: str) -> int:
+    """The number of a turn in a path. Raises TurnNotFound where no turn can have it."""
+    if not (number.isascii() and number.isdigit() and len(number) <= 10):
+        raise TurnNotFound
+    return int(number)
+
+
+def session_header(event: Event) -> str | None:
+    """The session that a header names. Raises a Problem where it cannot be one."""
+    named = header(event, "x-session-id")
+    if named is not None and not SESSION_ID.fullmatch(named):
+        raise bad_field("x-session-id", f"x-session-id {SESSION_ID_RULE}")
+    return named
+
+
+def idempotency_key(event: Event) -> str | None:
+    """The name that the client gave its request. Raises a Problem where it cannot be one."""
     key = header(event, "idempotency-key")
-    if key is None:
-        return invocation_id
-    if not IDEMPOTENCY_KEY.fullmatch(key):
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise bad_field("Idempotency-Key", "Idempotency-Key must be 1 to 255 visible ASCII characters; a UUID is good")
     return key
+
+
+def body_hash(*asked: Any) -> str:
+    """One value for everything that is asked: the route, the target, and what was parsed of the body."""
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+
+def known(caller: Caller) -> Caller:
+    """The caller, where it is one that can have sessions. Raises a 401 Problem for one that brought no identity."""
+    if caller.source == "new":
+        raise unauthorized(
+            "The request brings no session token, so its owner is unknown, and has nothing yet. Send the cookie or the "
+            f"{TOKEN_HEADER} header that came with an earlier answer; POST /chat or POST /sessions gives one to a new "
+            "caller."
+        )
+    return caller
+
+
+def _from_validation(error: ValidationError, model: type[BaseModel]) -> Problem:
+    """What pydantic found wrong: the first field by name, all of them in `errors`."""
+    faults = [_fault(fault, model) for fault in error.errors(include_url=False, include_input=False)]
+    problem = bad_field(faults[0]["field"], "; ".join(f"{fault['field']} {fault['problem']}" for fault in faults))
+    problem.extra = {**problem.extra, "errors": faults}
+    return problem
+
+
+def _fault(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, str]:
+    name = ".".join(map(str, fault["loc"])) or "body"
+    known = {
+        "extra_forbidden": f"is not a field of this request; the fields are {' and '.join(model.model_fields)}",
+        "missing": "is missing; send a JSON object that has it",
+        "model_type": "must be a JSON object",
+        "string_type": "must be a string",
+    }
+    if fault["type"] == "json_invalid":
+        return {"field": "body", "problem": f"is not valid JSON ({fault['ctx']['error']})"}
+    return {"field": name, "problem": known.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")}

@@ -1,12 +1,14 @@
 """Settings of the functions: the only reader of the environment."""
 
 import os
+import re
 import socket
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Annotated, Literal, Self
 
 from aws_lambda_powertools.utilities import parameters
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 IdentitySource = Literal["jwt", "cognito", "lambda", "iam", "token", "header"]
 
@@ -16,6 +18,8 @@ AGENT_SECONDS = 10.0
 """What an agent must have at the least; with less, a turn is not begun."""
 SECRET_SECONDS = 300
 """How long a secret that was fetched is kept before it is fetched anew."""
+
+ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
 
 class SettingsError(Exception):
@@ -69,6 +73,11 @@ class Settings(BaseModel):
     cookie_secure: bool = True
     """Send the cookie over HTTPS alone, under a `__Host-` name. False for local runs only."""
 
+    retention_days: int = Field(default=0, ge=0, le=36_500)
+    """Days after which a turn is gone; 0 for none: turns are kept until they are deleted."""
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Origins of the web pages that may call the service from a browser."""
+
     instance: str = "local"
     """Name of this process in logs and turns."""
 
@@ -82,6 +91,17 @@ class Settings(BaseModel):
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, e['loc'])).upper() or 'settings'}: {e['msg']}" for e in error.errors())
             raise SettingsError("; ".join(faults)) from error
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [origin for origin in origins if not ORIGIN.fullmatch(origin)]:
+            raise ValueError(f"{wrong[0]!r} is no origin; one is https://www.example.com, and * is all of them")
+        return origins
+
+    @property
+    def retention(self) -> timedelta | None:
+        return timedelta(days=self.retention_days) if self.retention_days else None
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:

@@ -209,12 +209,17 @@ class DynamoDBSessions:
         await self._sweep(target, 0, generation)
         return made, True
 
-    async def sweep(self, partition: str) -> None:
-        """Remove what nobody can see of the session in a partition: all generations below the one that is read."""
+    async def sweep(self, partition: str) -> int:
+        """Remove what nobody can see of the session in a partition: all generations below the one that is read.
+
+        How many items that were.
+        """
         item = await self._table.get(partition, codec.STATE_KEY) or await self._fence(partition)
-        if item:
-            while not (await self._table.sweep(partition, 0, int(item["generation"])))[1]:
-                pass
+        removed, done = 0, item is None
+        while item and not done:
+            some, done = await self._table.sweep(partition, 0, int(item["generation"]))
+            removed += some
+        return removed
 
     async def _fence(self, partition: str) -> Item | None:
         """Put a tombstone where the state is gone and something is left: whoever claims now stays above it."""

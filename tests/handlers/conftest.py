@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from llama_index.llms.openai import OpenAI
 
-from handlers import chat, model, report
+from handlers import chat, front, model, report, sessions
 from local import demo_model
 from tests.conftest import TABLE, Store, event_named, store_at
 
@@ -28,7 +28,7 @@ def demo() -> Iterator[str]:
 def _event_loop_of_the_process() -> Iterator[None]:
     """The loop that the handler keeps lives as long as the process, here as long as the tests."""
     yield
-    chat._loop().close()
+    front.event_loop().close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,8 @@ class Reply:
     """A response, taken apart."""
 
     status: int
-    body: dict[str, Any]
+    body: Any
+    """What was JSON, parsed; else the text."""
     headers: dict[str, str]
     cookies: list[str]
     line: dict[str, Any]
@@ -72,16 +73,19 @@ class Service:
         """Hand an event to the handler."""
         self._log.seek(0)
         self._log.truncate()
-        result = chat.handler(event, Context(seconds=seconds))  # type: ignore[arg-type]
+        path = event.get("rawPath", event.get("path", "/chat"))
+        function = chat if path == "/chat" or path.endswith("/regenerate") else sessions
+        result = function.handler(event, Context(seconds=seconds))  # type: ignore[arg-type]
         lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
-        turns = [line for line in lines if line["message"] == "turn"]
+        turns = [line for line in lines if line["message"] in ("turn", "request")]
         assert len(turns) <= 1
         several = {name.lower(): values for name, values in result.get("multiValueHeaders", {}).items()}
         cookies = result.get("cookies", []) + several.pop("set-cookie", [])
         single = {name.lower(): value for name, value in result.get("headers", {}).items()}
+        text, kind = result.get("body") or "", single.get("content-type", "") or several.get("content-type", [""])[0]
         return Reply(
             status=result["statusCode"],
-            body=json.loads(result["body"]),
+            body=json.loads(text) if "json" in kind and "jsonl" not in kind else text,
             headers=single | {name: values[0] for name, values in several.items()},
             cookies=cookies,
             line=turns[0] if turns else {},
@@ -104,6 +108,32 @@ class Service:
         event["body"] = body
         if token:
             event["headers"]["x-session-token"] = token
+        return self.invoke(event, seconds=seconds)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        token: str | None = None,
+        user: str | None = None,
+        query: dict[str, str] | None = None,
+        seconds: float = 28,
+        **headers: str,
+    ) -> Reply:
+        """Any request; `user` is whom a JWT authorizer let in."""
+        event = event_named("chat_first_request") | {"rawPath": path, "routeKey": f"{method} {path}"}
+        event["requestContext"]["http"] |= {"method": method, "path": path}
+        event["headers"] |= {name.replace("_", "-"): value for name, value in headers.items()}
+        event["body"] = body if isinstance(body, str | None) else json.dumps(body)
+        if token:
+            event["headers"]["x-session-token"] = token
+        if user is not None:
+            claims = {"iss": "https://login.example.com/", "sub": user}
+            event["requestContext"]["authorizer"] = {"jwt": {"claims": claims, "scopes": None}}
+        if query:
+            event["queryStringParameters"] = query
         return self.invoke(event, seconds=seconds)
 
     def model_received(self) -> list[list[dict[str, Any]]]:
@@ -139,11 +169,11 @@ def service(dynoxide: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
     report.logger.removeHandler(handler)
     forget_settings()
     for used in models:
-        chat._loop().run(used._get_aclient().close())
+        front.event_loop().run(used._get_aclient().close())
 
 
 def forget_settings() -> None:
     """As a new process starts: nothing was read from the environment yet."""
-    chat._settings.cache_clear()
+    front.process_settings.cache_clear()
     model._client.cache_clear()
-    chat._table_client.cache_clear()
+    front.table_client.cache_clear()

@@ -146,7 +146,8 @@ def test_bad_input_is_refused_by_name_and_harms_nothing(service: Service, case: 
     assert (reply.status, reply.body["status"], reply.body["field"]) == (status, status, field)
     assert reply.headers["content-type"] == "application/problem+json"
     assert reply.line["field"] == (field if field != "sessionId" else "one that is not known")
-    assert reply.body["type"] == "urn:rehydrate:problem:invalid-request"
+    kind = {400: "invalid-request", 413: "too-large", 422: "idempotency-key-reused"}[status]
+    assert reply.body["type"] == f"urn:rehydrate:problem:{kind}"
     assert len(reply.body["detail"]) > 20
     after = service.say("What is my name?", token=token)
     assert (after.body["answer"], after.body["turn"]) == ("Your name is Ada.", 2)
@@ -432,13 +433,13 @@ def test_no_log_has_the_names_of_unknown_fields(service: Service) -> None:
 
 
 def test_another_route_is_a_problem(service: Service) -> None:
-    """A route that is not there is 404, as a problem that names the one that is."""
+    """A route that is not there is 404, as a problem that says where to find those that are."""
     event = event_named("chat_first_request")
     event |= {"rawPath": "/other", "routeKey": "POST /other"}
     event["requestContext"]["http"]["path"] = "/other"
     reply = service.invoke(event)
     assert (reply.status, reply.headers["content-type"]) == (404, "application/problem+json")
-    assert "POST /chat" in reply.body["detail"]
+    assert "/openapi.json" in reply.body["detail"]
 
 
 def test_an_event_that_is_none_is_answered_cleanly(service: Service) -> None:
