@@ -15,7 +15,7 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lock build clean build-ChatFunction
+.PHONY: help run test check lock build clean build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
 	@echo "make run      the whole service on this machine: http://127.0.0.1:3000 (PORT=... moves it, Ctrl-C stops it)"
@@ -100,11 +100,13 @@ $(NODE): local/package.json local/package-lock.json
 COMPILE = $(VENV)/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --no-python-downloads \
 	--generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+COMPILE_GROUP = $(subst pip compile pyproject.toml,pip compile,$(COMPILE)) --group
 
 lock: $(DEV)
 	$(COMPILE) --output-file requirements.txt
 	$(COMPILE) --group dev --constraints requirements.txt --output-file requirements-dev.txt
-	$(subst pip compile pyproject.toml,pip compile,$(COMPILE)) --group sam --output-file requirements-sam.txt
+	$(COMPILE_GROUP) sessions --constraints requirements.txt --output-file requirements-sessions.txt
+	$(COMPILE_GROUP) sam --output-file requirements-sam.txt
 
 
 # ---- Building for Lambda ---------------------------------------------------------------------------------------------
@@ -112,14 +114,16 @@ lock: $(DEV)
 build: $(SAM) $(DEV)
 	$(VENV_SAM)/bin/sam build $(if $(ARCH),--parameter-overrides Architecture=$(ARCH))
 
-# `sam build` calls this with the directory to fill (template.yaml: BuildMethod makefile), by way of the small Makefile in
-# platforms/ that says ARCH: sam does not hand the function's architecture on. uv, not pip, which evaluates the markers for
-# this machine's Python. manylinux_2_28 runs on Amazon Linux 2023, and is the oldest that all packages have wheels for.
-build-ChatFunction: $(DEV)
+# `sam build` calls these with the directory to fill (template.yaml: BuildMethod makefile), by way of the small Makefile
+# in platforms/ that says ARCH: sam does not hand the function's architecture on. uv, not pip, which evaluates the markers
+# for this machine's Python. manylinux_2_28 runs on Amazon Linux 2023, and is the oldest that all packages have wheels for.
+build-ChatFunction: LOCK := requirements.txt
+build-SessionsFunction build-SweepFunction: LOCK := requirements-sessions.txt
+build-ChatFunction build-SessionsFunction build-SweepFunction: $(DEV)
 	@test -n "$(ARTIFACTS_DIR)" -a -n "$(ARCH)" || { echo "run 'make build' or 'sam build': they say where to build" >&2; exit 1; }
 	$(VENV)/bin/uv pip install --quiet --no-python-downloads --python $(VENV)/bin/python --target "$(ARTIFACTS_DIR)" \
 		--python-version 3.13 --python-platform $(subst arm64,aarch64,$(ARCH))-manylinux_2_28 --no-build --no-deps --require-hashes \
-		--link-mode copy -r requirements.txt
+		--link-mode copy -r $(LOCK)
 	rm -f "$(ARTIFACTS_DIR)/.lock"
 	cp -R handlers memory "$(ARTIFACTS_DIR)"
 	find "$(ARTIFACTS_DIR)/handlers" "$(ARTIFACTS_DIR)/memory" -name __pycache__ -prune -exec rm -rf {} +
