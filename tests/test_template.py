@@ -1,6 +1,8 @@
 """What template.yaml promises, read from the file itself."""
 
+import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -9,16 +11,19 @@ import pytest
 import yaml
 
 import memory.table
-from handlers.settings import IdentitySource
+from handlers.settings import IdentitySource, Settings
+from memory.codec import STATE_KEY, TURN_PREFIX
 from memory.table import TABLE_SCHEMA
 
-TEMPLATE = Path(__file__).parent.parent / "template.yaml"
+ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "template.yaml"
 API_TIMEOUT_SECONDS = 30  # API Gateway's, for HTTP APIs; it cannot be raised
 
 Resource = dict[str, Any]
 
 KEY = "arn:aws:secretsmanager:us-east-1:123456789012:secret:openai-key"
 SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:signing"
+FUNCTIONS = ("ChatFunction", "SessionsFunction", "SweepFunction")
 AUTHORIZER = "arn:aws:lambda:us-east-1:123456789012:function:authorizer"
 MODES: dict[str, dict[str, str]] = {
     "token": {},
@@ -48,7 +53,18 @@ CloudFormationLoader.add_multi_constructor("!", _function)
 
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
-    return yaml.load(TEMPLATE.read_text(), Loader=CloudFormationLoader)  # noqa: S506 - it is a SafeLoader
+    """The template, each function with what `Globals` say of all."""
+    template = yaml.load(TEMPLATE.read_text(), Loader=CloudFormationLoader)  # noqa: S506 - it is a SafeLoader
+    shared = template.pop("Globals")["Function"]
+    for function in of_type(template, "AWS::Serverless::Function").values():
+        function["Properties"] = _merged(shared, function["Properties"])
+    return template
+
+
+def _merged(shared: Any, own: Any) -> Any:
+    if isinstance(shared, dict) and isinstance(own, dict):
+        return shared | {name: _merged(shared.get(name), value) for name, value in own.items()}
+    return own
 
 
 @pytest.fixture
@@ -63,10 +79,30 @@ def chat(template: dict[str, Any]) -> Resource:
 
 
 @pytest.fixture
-def statements(template: dict[str, Any], chat: Resource) -> list[dict[str, Any]]:
-    """What the chat function's role allows."""
-    role = template["Resources"][chat["Role"]["Fn::GetAtt"].removesuffix(".Arn")]["Properties"]
-    return [statement for policy in role["Policies"] for statement in policy["PolicyDocument"]["Statement"]]
+def sessions(template: dict[str, Any]) -> Resource:
+    return template["Resources"]["SessionsFunction"]["Properties"]
+
+
+@pytest.fixture
+def sweep(template: dict[str, Any]) -> Resource:
+    return template["Resources"]["SweepFunction"]["Properties"]
+
+
+@pytest.fixture(params=FUNCTIONS)
+def name(request: pytest.FixtureRequest) -> str:
+    """The name of each function, in turn."""
+    return request.param
+
+
+@pytest.fixture
+def function(template: dict[str, Any], name: str) -> Resource:
+    return template["Resources"][name]["Properties"]
+
+
+@pytest.fixture
+def statements(template: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What the function's role allows."""
+    return _statements(template, name)
 
 
 @pytest.fixture(params=MODES)
@@ -100,12 +136,7 @@ def render(template: dict[str, Any], **given: str) -> dict[str, Any]:
 def refusals(template: dict[str, Any], **given: str) -> list[str]:
     """Why CloudFormation would not deploy the template with these parameters: the names and texts of what fails."""
     parameters = _parameters(template, given)
-    faults = [
-        name
-        for name, value in parameters.items()
-        if value not in template["Parameters"][name].get("AllowedValues", [value])
-        or not re.fullmatch(template["Parameters"][name].get("AllowedPattern", "(?s:.*)"), str(value))
-    ]
+    faults = [name for name, value in parameters.items() if not _allowed(template["Parameters"][name], value)]
     for rule in template["Rules"].values():
         if _evaluate(rule["RuleCondition"], parameters, {}):
             faults += [
@@ -114,6 +145,16 @@ def refusals(template: dict[str, Any], **given: str) -> list[str]:
                 if not _evaluate(assertion["Assert"], parameters, {})
             ]
     return faults
+
+
+def _allowed(parameter: dict[str, Any], value: Any) -> bool:
+    if parameter["Type"] == "Number" and not (
+        parameter.get("MinValue", float("-inf")) <= float(value) <= parameter.get("MaxValue", float("inf"))
+    ):
+        return False
+    return value in parameter.get("AllowedValues", [value]) and bool(
+        re.fullmatch(parameter.get("AllowedPattern", "(?s:.*)"), str(value))
+    )
 
 
 def _parameters(template: dict[str, Any], given: dict[str, str]) -> dict[str, Any]:
@@ -196,6 +237,8 @@ class TestTable:
     def test_has_the_keys_of_the_turn_log(self, table: Resource) -> None:
         """The deployed table has the keys and the index of the one that the tests and `make run` create."""
         deployed = {name: table["Properties"][name] for name in TABLE_SCHEMA}
+        # CloudFormation has no StreamEnabled: to name a stream is to enable it.
+        deployed["StreamSpecification"] = {"StreamEnabled": True, **deployed["StreamSpecification"]}
         assert _unordered(deployed) == _unordered(TABLE_SCHEMA)
 
 
@@ -208,18 +251,55 @@ def _unordered(value: Any) -> Any:
     return value
 
 
-class TestChatFunction:
-    def test_answers_before_the_api_gives_up(self, chat: Resource) -> None:
-        """A request that takes too long is answered by the function, while the API still listens."""
-        assert chat["Timeout"] < API_TIMEOUT_SECONDS
+class TestFunctions:
+    def test_are_these(self, template: dict[str, Any]) -> None:
+        """What is promised here of each function is promised of all."""
+        assert set(of_type(template, "AWS::Serverless::Function")) == set(FUNCTIONS)
 
-    def test_is_reached_by_post_chat(self, chat: Resource) -> None:
-        """`POST /chat`, as payload version 2.0, is the one way in."""
-        (event,) = chat["Events"].values()
-        properties = event["Properties"]
-        assert event["Type"] == "HttpApi"
-        assert (properties["Method"], properties["Path"]) == ("POST", "/chat")
-        assert properties["PayloadFormatVersion"] == "2.0"
+    def test_answer_before_the_api_gives_up(self, function: Resource) -> None:
+        """A request that takes too long is answered by the function, while the API still listens."""
+        if _routes(function):
+            assert function["Timeout"] < API_TIMEOUT_SECONDS
+
+    def test_get_payload_2_0(self, function: Resource) -> None:
+        """Every route of a function has the one payload that it reads."""
+        events = [event for event in function["Events"].values() if event["Type"] == "HttpApi"]
+        assert {event["Properties"]["PayloadFormatVersion"] for event in events} <= {"2.0"}
+
+    def test_are_built_for_the_processor_they_run_on(
+        self, template: dict[str, Any], name: str, function: Resource
+    ) -> None:
+        """One parameter says the processor to Lambda and to the build, and each of its values has its Makefile."""
+        assert function["Architectures"] == [{"Ref": "Architecture"}]
+        metadata = template["Resources"][name]["Metadata"]
+        assert metadata == {"BuildMethod": "makefile", "ContextPath": {"Fn::Sub": "platforms/${Architecture}"}}
+        for processor in template["Parameters"]["Architecture"]["AllowedValues"]:
+            makefile = ROOT / "platforms" / processor / "Makefile"
+            assert f"ARCH := {processor}\n" in makefile.read_text()
+
+    def test_log_as_json_into_groups_of_their_own(self, template: dict[str, Any]) -> None:
+        """Every function's lines are JSON, each function's in another log group of the template."""
+        logging = [function["LoggingConfig"] for function in _functions(template)]
+        assert {config["LogFormat"] for config in logging} == {"JSON"}
+        groups = {config["LogGroup"]["Ref"] for config in logging}
+        assert groups <= set(of_type(template, "AWS::Logs::LogGroup"))
+        assert len(groups) == len(FUNCTIONS)
+
+    def test_have_roles_of_their_own(self, template: dict[str, Any]) -> None:
+        """No function has what another one was allowed."""
+        roles = {function["Role"]["Fn::GetAtt"] for function in _functions(template)}
+        assert len(roles) == len(FUNCTIONS)
+
+    def test_know_the_table(self, function: Resource) -> None:
+        """Every function is told the table, and all log under one service."""
+        variables = function["Environment"]["Variables"]
+        assert (variables["TABLE_NAME"], variables["POWERTOOLS_SERVICE_NAME"]) == ({"Ref": "Table"}, "rehydrate")
+
+
+class TestChatFunction:
+    def test_is_reached_where_an_agent_answers(self, chat: Resource) -> None:
+        """The two routes on which the agent answers are the ways in."""
+        assert _routes(chat) == {"POST /chat", "POST /sessions/{id}/turns/{n}/regenerate"}
 
     def test_gets_its_secrets_from_secrets_manager(self, template: dict[str, Any], chat: Resource) -> None:
         """No parameter, and so no variable of the function, can hold a secret: only the ARN of one."""
@@ -233,20 +313,121 @@ class TestChatFunction:
         assert "OPENAI_API_KEY" not in variables
         assert "resolve:" not in TEMPLATE.read_text()  # CloudFormation would put the plain value into the variable
 
-    def test_is_built_for_the_processor_it_runs_on(self, template: dict[str, Any], chat: Resource) -> None:
-        """One parameter says the processor to Lambda and to the build, and each of its values has its Makefile."""
-        assert chat["Architectures"] == [{"Ref": "Architecture"}]
-        metadata = template["Resources"]["ChatFunction"]["Metadata"]
-        assert metadata == {"BuildMethod": "makefile", "ContextPath": {"Fn::Sub": "platforms/${Architecture}"}}
-        for processor in template["Parameters"]["Architecture"]["AllowedValues"]:
-            makefile = TEMPLATE.parent / "platforms" / processor / "Makefile"
-            assert f"ARCH := {processor}\n" in makefile.read_text()
 
-    def test_logs_as_json_into_its_own_group(self, template: dict[str, Any], chat: Resource) -> None:
-        """The function's lines are JSON, in a log group of the template."""
-        logging = chat["LoggingConfig"]
-        assert logging["LogFormat"] == "JSON"
-        assert logging["LogGroup"]["Ref"] in of_type(template, "AWS::Logs::LogGroup")
+class TestSessionsFunction:
+    def test_is_reached_by_the_routes_of_sessions(self, sessions: Resource) -> None:
+        """Every route that needs no agent leads here."""
+        assert _routes(sessions) == {
+            "GET /openapi.json",
+            "GET /sessions",
+            "POST /sessions",
+            "DELETE /sessions",
+            "GET /sessions/{id}",
+            "PATCH /sessions/{id}",
+            "DELETE /sessions/{id}",
+            "GET /sessions/{id}/turns",
+            "GET /sessions/{id}/export",
+            "POST /sessions/{id}/fork",
+        }
+
+    def test_is_told_what_the_chat_function_is_told(self, deployed: dict[str, Any]) -> None:
+        """Both functions know the same callers, limits and days; what is the model's, the sessions function lacks."""
+        chat = _variables(deployed)
+        others = {name: value for name, value in chat.items() if not name.startswith("OPENAI_")}
+        assert others != chat
+        assert _variables(deployed, "SessionsFunction") == others
+
+
+def _key(sk: str) -> dict[str, Any]:
+    """The key of an item, as a stream has it."""
+    return {"pk": {"S": "SESSION#ada#default"}, "sk": {"S": sk}}
+
+
+class TestSweepFunction:
+    def test_is_reached_by_the_stream_alone(self, sweep: Resource) -> None:
+        """No caller of the API reaches it: it reads the table's stream, from its oldest record on."""
+        (event,) = sweep["Events"].values()
+        assert event["Type"] == "DynamoDB"
+        assert event["Properties"]["Stream"] == {"Fn::GetAtt": "Table.StreamArn"}
+        assert event["Properties"]["StartingPosition"] == "TRIM_HORIZON"
+
+    def test_is_told_the_table_alone(self, sweep: Resource) -> None:
+        """It needs no setting of the callers or of the model."""
+        assert set(sweep["Environment"]["Variables"]) == {"TABLE_NAME", "POWERTOOLS_SERVICE_NAME"}
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"eventName": "MODIFY", "dynamodb": {"Keys": _key(STATE_KEY), "NewImage": {"deleted_at": {"N": "1"}}}},
+            {"eventName": "REMOVE", "dynamodb": {"Keys": _key(STATE_KEY)}},
+        ],
+        ids=["marked", "removed"],
+    )
+    def test_gets_deletions(self, sweep: Resource, record: dict[str, Any]) -> None:
+        """A session that was marked as deleted or whose state is gone comes to the function."""
+        assert _passes(sweep, record)
+
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"eventName": "INSERT", "dynamodb": {"Keys": _key(STATE_KEY), "NewImage": {"owner": {"S": "ada"}}}},
+            {"eventName": "MODIFY", "dynamodb": {"Keys": _key(STATE_KEY), "NewImage": {"owner": {"S": "ada"}}}},
+            {
+                "eventName": "INSERT",
+                "dynamodb": {"Keys": _key(f"{TURN_PREFIX}1"), "NewImage": {"deleted_at": {"N": "1"}}},
+            },
+            {"eventName": "REMOVE", "dynamodb": {"Keys": _key(f"{TURN_PREFIX}1")}},
+        ],
+        ids=["new", "changed", "turn", "turn removed"],
+    )
+    def test_gets_nothing_else(self, sweep: Resource, record: dict[str, Any]) -> None:
+        """Turns, and sessions that live, cost no call of the function; neither does a turn that it removed."""
+        assert not _passes(sweep, record)
+
+    def test_repeats_what_failed_and_not_what_succeeded(self, sweep: Resource) -> None:
+        """The function names the records that failed; a batch that fails as a whole is halved, and given up in time."""
+        properties = _mapping(sweep)
+        assert properties["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        assert properties["BisectBatchOnFunctionError"] is True
+        assert 1 <= properties["MaximumRetryAttempts"] <= 20
+        assert properties["BatchSize"] == 100
+
+    def test_loses_no_failure(self, template: dict[str, Any], sweep: Resource) -> None:
+        """What could not be removed is in an encrypted queue, for as long as a queue keeps anything."""
+        assert _mapping(sweep)["DestinationConfig"] == {
+            "OnFailure": {"Type": "SQS", "Destination": {"Fn::GetAtt": "SweepFailures.Arn"}}
+        }
+        assert template["Resources"]["SweepFailures"] == {
+            "Type": "AWS::SQS::Queue",
+            "Properties": {"SqsManagedSseEnabled": True, "MessageRetentionPeriod": 14 * 24 * 3600},
+        }
+
+
+def _mapping(sweep: Resource) -> dict[str, Any]:
+    (event,) = sweep["Events"].values()
+    return event["Properties"]
+
+
+def _passes(sweep: Resource, record: dict[str, Any]) -> bool:
+    """Whether Lambda would hand the stream's record to the function."""
+    return any(_matches(json.loads(each["Pattern"]), record) for each in _mapping(sweep)["FilterCriteria"]["Filters"])
+
+
+def _matches(pattern: Any, value: Any) -> bool:
+    match pattern:
+        case dict():
+            return isinstance(value, dict) and all(_matches(pattern[key], value.get(key)) for key in pattern)
+        case [{"exists": True}]:
+            return value is not None
+        case list():
+            return value in pattern
+    pytest.fail(f"not known here: {pattern!r}")
+
+
+def _routes(function: Resource) -> set[str]:
+    """The routes that lead to the function."""
+    events = [event["Properties"] for event in function["Events"].values() if event["Type"] == "HttpApi"]
+    return {f"{event['Method']} {event['Path']}" for event in events}
 
 
 class TestPermissions:
@@ -259,70 +440,116 @@ class TestPermissions:
         """Every statement is for the ARN of one thing: a resource of this template, or a secret named by parameter."""
         for statement in statements:
             assert "NotResource" not in statement
-            for resource in as_list(statement["Resource"]):
-                for name in _referred_to(resource):
-                    assert name in template["Resources"] or name.endswith("SecretArn"), statement["Sid"]
+            for resource in [branch for each in as_list(statement["Resource"]) for branch in _branches(each)]:
+                assert _referred_to(resource) in template["Resources"] or _is_secret(resource), statement["Sid"]
 
-    def test_are_those_of_the_turn(self, statements: list[dict[str, Any]]) -> None:
+    def test_are_those_of_the_table(self, statements: list[dict[str, Any]]) -> None:
         """The table's operations are allowed that `memory.table` calls, and no other."""
-        (table,) = [statement for statement in statements if _prefixes(statement) == {"dynamodb"}]
-        assert table["Resource"] == {"Fn::GetAtt": "Table.Arn"}
+        (table,) = [statement for statement in statements if statement["Resource"] == {"Fn::GetAtt": "Table.Arn"}]
         called = set(re.findall(r'_call\(\s*"(\w+)"', Path(memory.table.__file__).read_text()))
         operations = {"".join(map(str.capitalize, name.split("_"))) for name in called}
         assert set(table["Action"]) == {f"dynamodb:{operation}" for operation in operations}
 
-    def test_open_two_secrets(self, template: dict[str, Any]) -> None:
-        """The function reads the OpenAI key and the signing secret, and no other secret."""
-        assert _secrets(render(template)) == [KEY, {"Ref": "SigningSecret"}]
-        assert _secrets(render(template, SigningSecretArn=SECRET)) == [KEY, SECRET]
+    def test_open_the_index_to_the_sessions_function(self, statements: list[dict[str, Any]], name: str) -> None:
+        """The one function that lists an owner's sessions may query the index."""
+        index = [
+            statement["Action"]
+            for statement in statements
+            if statement["Resource"] == {"Fn::Sub": f"${{Table.Arn}}/index/{memory.table.INDEX}"}
+        ]
+        assert index == (["dynamodb:Query"] if name == "SessionsFunction" else [])
+
+    def test_open_the_stream_and_its_failures_to_the_sweep_function(
+        self, statements: list[dict[str, Any]], name: str
+    ) -> None:
+        """The one function that is called by the stream may read it, and send what failed to the queue."""
+        of = {str(statement["Resource"]): statement["Action"] for statement in statements}
+        stream = of.get(str({"Fn::GetAtt": "Table.StreamArn"}))
+        failures = of.get(str({"Fn::GetAtt": "SweepFailures.Arn"}))
+        if name != "SweepFunction":
+            assert (stream, failures) == (None, None)
+            return
+        reading = ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
+        assert stream == [f"dynamodb:{action}" for action in reading]
+        assert failures == "sqs:SendMessage"
+
+    def test_open_its_own_log_to_each_function(self, function: Resource, statements: list[dict[str, Any]]) -> None:
+        """A function writes into its log group and no other."""
+        (logs,) = [statement for statement in statements if _prefixes(statement) == {"logs"}]
+        assert logs["Resource"] == {"Fn::GetAtt": f"{function['LoggingConfig']['LogGroup']['Ref']}.Arn"}
+        assert logs["Action"] == ["logs:CreateLogStream", "logs:PutLogEvents"]
+
+    def test_open_secrets_to_those_who_need_them(self, template: dict[str, Any]) -> None:
+        """The chat function alone reads the OpenAI key; the signing secret is for the two that know callers by it."""
+        for given, secret in (({}, {"Ref": "SigningSecret"}), ({"SigningSecretArn": SECRET}, SECRET)):
+            deployed = render(template, **given)
+            assert _secrets(deployed, "ChatFunction") == [KEY, secret]
+            assert _secrets(deployed, "SessionsFunction") == [secret]
+            assert _secrets(deployed, "SweepFunction") == []
 
     @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "token"], indirect=True)
     def test_open_the_signing_secret_to_nobody_who_signs_nothing(self, template: dict[str, Any], mode: str) -> None:
         """Where an authorizer says who asks, the OpenAI key is the one secret, also when a signing secret is named."""
-        parameters = MODES[mode] | {"IdentityMode": mode}
-        assert _secrets(render(template, **parameters)) == [KEY]
-        assert _secrets(render(template, **parameters, SigningSecretArn=SECRET)) == [KEY]
+        for given in ("", SECRET):
+            deployed = render(template, IdentityMode=mode, SigningSecretArn=given, **MODES[mode])
+            assert [_secrets(deployed, name) for name in FUNCTIONS] == [[KEY], [], []]
 
-    def test_come_from_nowhere_else(self, template: dict[str, Any], chat: Resource) -> None:
+    def test_say_for_what(self, deployed: dict[str, Any], name: str) -> None:
+        """In no mode has a statement an empty list of resources, which IAM would refuse."""
+        statements = _statements(deployed, name)
+        assert statements
+        assert all(as_list(statement["Resource"]) for statement in statements)
+
+    def test_come_from_nowhere_else(self, template: dict[str, Any]) -> None:
         """No managed policy, and none that SAM would add, widens what the statements allow."""
-        assert "Policies" not in chat
+        assert all("Policies" not in function for function in _functions(template))
         assert all(
             "ManagedPolicyArns" not in role["Properties"] for role in of_type(template, "AWS::IAM::Role").values()
         )
 
 
-def _statements(template: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the roles of the template allow."""
-    return [
-        statement
-        for role in of_type(template, "AWS::IAM::Role").values()
-        for policy in role["Properties"]["Policies"]
-        for statement in policy["PolicyDocument"]["Statement"]
-    ]
+def _statements(template: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What the function's role allows, also under a condition."""
+    function = template["Resources"][name]["Properties"]
+    role = template["Resources"][function["Role"]["Fn::GetAtt"].removesuffix(".Arn")]["Properties"]
+    statements = [statement for policy in role["Policies"] for statement in policy["PolicyDocument"]["Statement"]]
+    return [statement for each in statements for statement in _branches(each)]
 
 
-def _secrets(template: dict[str, Any]) -> list[Any]:
-    """The secrets that may be read."""
-    (secrets,) = [statement for statement in _statements(template) if _prefixes(statement) == {"secretsmanager"}]
-    assert secrets["Action"] == "secretsmanager:GetSecretValue"
-    return as_list(secrets["Resource"])
+def _branches(value: Any) -> list[Any]:
+    """What the value may be when conditions are decided."""
+    match value:
+        case {"Fn::If": [_, yes, no]}:
+            return _branches(yes) + _branches(no)
+        case {"Ref": "AWS::NoValue"}:
+            return []
+    return [value]
+
+
+def _secrets(template: dict[str, Any], name: str) -> list[Any]:
+    """The secrets that the function may read."""
+    statements = [each for each in _statements(template, name) if _prefixes(each) == {"secretsmanager"}]
+    assert all(statement["Action"] == "secretsmanager:GetSecretValue" for statement in statements)
+    return [secret for statement in statements for secret in as_list(statement["Resource"])]
 
 
 def _prefixes(statement: dict[str, Any]) -> set[str]:
     return {action.split(":")[0] for action in as_list(statement["Action"])}
 
 
-def _referred_to(resource: Any) -> list[str]:
-    """The names that an expression for a resource's ARN refers to; a text, a wildcard included, is none."""
+def _is_secret(resource: Any) -> bool:
+    return resource in ({"Ref": "OpenAiKeySecretArn"}, {"Ref": "SigningSecretArn"})
+
+
+def _referred_to(resource: Any) -> str:
+    """The name that an expression for a resource's ARN refers to; a text, a wildcard included, is none."""
     match resource:
-        case {"Ref": "AWS::NoValue"}:
-            return []
         case {"Ref": str(name)}:
-            return [name]
-        case {"Fn::GetAtt": str(path)} if path.endswith(".Arn"):
-            return [path.removesuffix(".Arn")]
-        case {"Fn::If": [_, yes, no]}:
-            return _referred_to(yes) + _referred_to(no)
+            return name
+        case {"Fn::GetAtt": str(path)} if path.endswith((".Arn", ".StreamArn")):
+            return path.split(".")[0]
+        case {"Fn::Sub": str(text)} if found := re.fullmatch(r"\$\{(\w+)\.Arn\}/index/\w+", text):
+            return found[1]
     pytest.fail(f"not the ARN of one thing: {resource!r}")
 
 
@@ -336,7 +563,7 @@ class TestLogs:
 
     def test_cover_every_function_and_api(self, template: dict[str, Any]) -> None:
         """Nothing logs into a group that AWS makes, which would keep its lines for ever."""
-        assert all("LogGroup" in function["Properties"]["LoggingConfig"] for function in _functions(template))
+        assert all("LogGroup" in function["LoggingConfig"] for function in _functions(template))
         for api in of_type(template, "AWS::Serverless::HttpApi").values():
             group = api["Properties"]["AccessLogSettings"]["DestinationArn"]["Fn::GetAtt"].removesuffix(".Arn")
             assert group in of_type(template, "AWS::Logs::LogGroup")
@@ -350,11 +577,11 @@ class TestLogs:
 
 
 def _functions(template: dict[str, Any]) -> list[Resource]:
-    return list(of_type(template, "AWS::Serverless::Function").values())
+    return [function["Properties"] for function in of_type(template, "AWS::Serverless::Function").values()]
 
 
-def _variables(template: dict[str, Any]) -> dict[str, Any]:
-    return template["Resources"]["ChatFunction"]["Properties"]["Environment"]["Variables"]
+def _variables(template: dict[str, Any], name: str = "ChatFunction") -> dict[str, Any]:
+    return template["Resources"][name]["Properties"]["Environment"]["Variables"]
 
 
 class TestSigningSecret:
@@ -390,8 +617,14 @@ class TestIdentityModes:
         assert parameter["Default"] == "token"
 
     def test_tell_the_function_whom_to_believe(self, deployed: dict[str, Any], mode: str) -> None:
-        """The function believes the mode's source and no other."""
+        """The functions believe the mode's source and no other."""
         assert _variables(deployed)["IDENTITY_SOURCES"] == mode
+
+    def test_tell_the_function_which_claim_to_believe(self, template: dict[str, Any]) -> None:
+        """The owner is the claim of the parameter; its default is the setting's own."""
+        default = Settings.model_fields["identity_claim"].default
+        assert _variables(render(template))["IDENTITY_CLAIM"] == default
+        assert _variables(render(template, IdentityClaim="email"))["IDENTITY_CLAIM"] == "email"
 
     def test_have_one_authorizer_each(self, deployed: dict[str, Any], mode: str) -> None:
         """The API has the authorizer of the mode and no other; in mode token it has none."""
@@ -409,12 +642,12 @@ class TestIdentityModes:
 
     def test_know_every_route(self, template: dict[str, Any]) -> None:
         """No function is reached by a way that the API's definition, and so its authorizer, does not know."""
-        events = [event for function in _functions(template) for event in function["Properties"]["Events"].values()]
-        assert {event["Type"] for event in events} == {"HttpApi"}
+        events = [event for function in _functions(template) for event in function["Events"].values()]
+        assert {event["Type"] for event in events} == {"HttpApi", "DynamoDB"}
         assert all("Auth" not in event["Properties"] for event in events)
-        routes = [(event["Properties"]["Path"], event["Properties"]["Method"].lower()) for event in events]
-        assert sorted(routes) == sorted(route for route, _ in _operations(template))
-        assert all("FunctionUrlConfig" not in function["Properties"] for function in _functions(template))
+        routes = [route for function in _functions(template) for route in _routes(function)]
+        assert sorted(routes) == sorted(f"{method.upper()} {path}" for (path, method), _ in _operations(template))
+        assert all("FunctionUrlConfig" not in function for function in _functions(template))
         assert of_type(template, "AWS::Lambda::Url") == {}
 
     def test_jwt_is_for_one_issuer_and_its_audiences(self, template: dict[str, Any]) -> None:
@@ -462,7 +695,7 @@ class TestIdentityModes:
     def test_refer_to_nothing_that_is_not_there(self, deployed: dict[str, Any]) -> None:
         """What a mode leaves out, nothing in it refers to."""
         names = set(_names(deployed))
-        assert "ChatRole" in names
+        assert {"ChatRole", "SessionsRole", "SweepRole"} <= names
         assert {name for name in names if not name.startswith("AWS::")} <= set(deployed["Resources"])
 
     def test_are_deployed_when_complete(self, template: dict[str, Any], mode: str) -> None:
@@ -486,11 +719,113 @@ class TestIdentityModes:
             ("JwtAudience", ","),
             ("AuthorizerFunctionArn", "authorizer"),
             ("AuthorizerFunctionArn", KEY),
+            ("IdentityClaim", ""),
+            ("IdentityClaim", "the sub"),
         ],
     )
     def test_take_no_nonsense(self, template: dict[str, Any], name: str, value: str) -> None:
         """A value that no authorizer could work with is refused before anything is deployed."""
         assert name in refusals(template, **{name: value})
+
+
+class TestRetention:
+    def test_is_without_end_by_default(self, template: dict[str, Any]) -> None:
+        """Nothing expires unless somebody says after how many days."""
+        for name in ("ChatFunction", "SessionsFunction"):
+            assert _variables(render(template), name)["RETENTION_DAYS"] == 0
+            assert _variables(render(template, RetentionDays="30"), name)["RETENTION_DAYS"] == "30"
+
+    @pytest.mark.parametrize("days", ["0", "1", "36500"])
+    def test_is_a_number_of_days(self, template: dict[str, Any], days: str) -> None:
+        """From none to a hundred years."""
+        assert refusals(template, RetentionDays=days) == []
+
+    @pytest.mark.parametrize("days", ["-1", "36501"])
+    def test_takes_no_nonsense(self, template: dict[str, Any], days: str) -> None:
+        """Other numbers are refused before anything is deployed."""
+        assert refusals(template, RetentionDays=days) == ["RetentionDays"]
+
+
+class TestCors:
+    def test_is_off_by_default(self, deployed: dict[str, Any]) -> None:
+        """Unless origins are named, the API answers no preflight, and the functions know of none."""
+        assert "x-amazon-apigateway-cors" not in _definition(deployed)
+        assert _variables(deployed)["CORS_ORIGINS"] == ""
+
+    def test_lets_in_the_origins_that_are_named(self, template: dict[str, Any], mode: str) -> None:
+        """In every mode the pages of these origins, and no others, may call what there is and read what it answers."""
+        origins = "https://app.example.com,http://localhost:5173"
+        deployed = render(template, IdentityMode=mode, CorsOrigins=origins, **MODES[mode])
+        assert _definition(deployed)["x-amazon-apigateway-cors"] == {
+            "allowOrigins": ["https://app.example.com", "http://localhost:5173"],
+            "allowMethods": ["GET", "POST", "PATCH", "DELETE"],
+            "allowHeaders": ["authorization", "content-type", "idempotency-key", "x-session-id", "x-session-token"],
+            "exposeHeaders": ["x-session-token", "idempotent-replayed", "retry-after", "link", "location"],
+            "maxAge": 600,
+        }
+        assert _variables(deployed)["CORS_ORIGINS"] == origins
+
+    def test_allows_the_methods_that_there_are(self, template: dict[str, Any]) -> None:
+        """No route is out of a page's reach, and no method is allowed that no route has."""
+        cors = _definition(render(template, CorsOrigins="https://example.com"))["x-amazon-apigateway-cors"]
+        assert set(cors["allowMethods"]) == {method.upper() for (_, method), _ in _operations(template)}
+
+    @pytest.mark.parametrize(
+        "origins",
+        [
+            "*",
+            "https://*.example.com",
+            "example.com",
+            "https://example.com/",
+            "https://example.com/app",
+            "https://a.example.com, https://b.example.com",
+            "https://example.com,",
+            "https://Example.com",
+            "https://example.com:port",
+            "null",
+        ],
+    )
+    def test_takes_no_nonsense(self, template: dict[str, Any], origins: str) -> None:
+        """What no browser sends as an origin, and what would let in all, is refused before anything is deployed."""
+        assert refusals(template, CorsOrigins=origins) == ["CorsOrigins"]
+
+
+class TestBuild:
+    @pytest.mark.parametrize(
+        ("name", "lock"),
+        [
+            ("ChatFunction", "requirements.txt"),
+            ("SessionsFunction", "requirements-sessions.txt"),
+            ("SweepFunction", "requirements-sessions.txt"),
+        ],
+    )
+    def test_ships_the_lock_of_the_function(self, name: str, lock: str) -> None:
+        """`make build-...` installs the packages of this lock."""
+        makefile = (ROOT / "Makefile").read_text()
+        assert re.findall(rf"^build-(?:.* build-)?{name}\b.*: LOCK := (.+)$", makefile, re.MULTILINE) == [lock]
+
+    def test_ships_no_llamaindex_where_no_agent_answers(self) -> None:
+        """The sessions and sweep functions start without LlamaIndex."""
+        assert any(package.startswith("llama-index") for package in _locked("requirements.txt"))
+        assert not any(package.startswith("llama-index") for package in _locked("requirements-sessions.txt"))
+
+    def test_ships_one_version_of_everything(self) -> None:
+        """What two functions import, both import in the same version."""
+        assert _locked("requirements-sessions.txt").items() <= _locked("requirements.txt").items()
+
+    def test_asks_for_the_same_versions(self) -> None:
+        """The group `sessions` is a part of what the project depends on, with the same bounds."""
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+        assert set(project["dependency-groups"]["sessions"]) < set(project["project"]["dependencies"])
+
+
+def _locked(name: str) -> dict[str, str]:
+    """The packages of a lock file and their versions."""
+    return dict(re.findall(r"^([\w.-]+(?:\[.*\])?)==(\S+)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def _definition(template: dict[str, Any]) -> dict[str, Any]:
+    return template["Resources"]["Api"]["Properties"]["DefinitionBody"]
 
 
 def _operations(template: dict[str, Any]) -> Iterator[tuple[tuple[str, str], Resource]]:
@@ -502,7 +837,7 @@ def _operations(template: dict[str, Any]) -> Iterator[tuple[tuple[str, str], Res
 
 
 def _schemes(template: dict[str, Any]) -> dict[str, Any]:
-    return template["Resources"]["Api"]["Properties"]["DefinitionBody"]["components"]["securitySchemes"]
+    return _definition(template)["components"]["securitySchemes"]
 
 
 def _names(value: Any) -> Iterator[str]:
