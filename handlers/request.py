@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ from handlers.identity import TOKEN_HEADER, Caller, Event, header, mapping
 from handlers.problems import Problem, bad_field, unauthorized
 from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_RULE
 from memory.turns import Session, SessionNotFound, TurnNotFound
+
+TURN_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -50,7 +53,7 @@ def session_named(caller: Caller, session_id: str) -> Session:
 
 def turn_named(number: str) -> int:
     """The number of a turn in a path. Raises TurnNotFound where no turn can have it."""
-    if not (number.isascii() and number.isdigit() and len(number) <= 10):
+    if not TURN_NUMBER.fullmatch(number):
         raise TurnNotFound
     return int(number)
 

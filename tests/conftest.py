@@ -134,7 +134,7 @@ async def say(
 ) -> Turn:
     """One whole turn, as the handler takes it."""
     request = Request(id=key or uuid.uuid4().hex, body_hash=hashlib.sha256(text.encode()).hexdigest()[:32])
-    window, claim = await take_turn(log, session, request, token_limit=limit, patience=20)
+    window, claim = await take_turn(log, session, request, token_limit=limit, patience=20, title=text)
     if claim is None:
         assert window.answered
         return window.answered
@@ -153,11 +153,11 @@ def event_named(name: str) -> dict[str, Any]:
     return event
 
 
-def damage(store: Store, number: int, attribute: str, value: Any) -> None:
+def damage(store: Store, number: int, attribute: str, value: Any, *, session: Session | None = None) -> None:
     """Put another value in the place of one of a stored turn's attributes."""
     store.client.update_item(
         TableName=TABLE,
-        Key={"pk": {"S": codec.partition(store.session())}, "sk": {"S": codec.turn_key(1, number)}},
+        Key={"pk": {"S": codec.partition(session or store.session())}, "sk": {"S": codec.turn_key(1, number)}},
         UpdateExpression="SET #a = :v",
         ExpressionAttributeNames={"#a": attribute},
         ExpressionAttributeValues={":v": value},

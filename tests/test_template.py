@@ -760,7 +760,7 @@ class TestCors:
             "allowOrigins": ["https://app.example.com", "http://localhost:5173"],
             "allowMethods": ["GET", "POST", "PATCH", "DELETE"],
             "allowHeaders": ["authorization", "content-type", "idempotency-key", "x-session-id", "x-session-token"],
-            "exposeHeaders": ["x-session-token", "idempotent-replayed", "retry-after", "link", "location"],
+            "exposeHeaders": ["x-session-token", "idempotent-replayed", "retry-after", "x-next-cursor"],
             "maxAge": 600,
         }
         assert _variables(deployed)["CORS_ORIGINS"] == origins

@@ -5,7 +5,7 @@ import json
 import logging
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,11 +93,23 @@ class Service:
         )
 
     def say(
-        self, message: Any, *, token: str | None = None, session: Any = None, seconds: float = 28, **headers: str
+        self,
+        message: Any,
+        *,
+        token: str | None = None,
+        session: Any = None,
+        user: str | None = None,
+        seconds: float = 28,
+        **headers: str,
     ) -> Reply:
         """POST /chat with a message."""
         body = {"message": message} | ({"session_id": session} if session is not None else {})
-        return self.post(json.dumps(body), token=token, seconds=seconds, **headers)
+        return self.send("POST", "/chat", body, token=token, user=user, seconds=seconds, **headers)
+
+    @staticmethod
+    def run(work: Coroutine[Any, Any, Any]) -> Any:
+        """What something comes to that is done beside the handlers."""
+        return front.event_loop().run(work)
 
     def post(
         self, body: str | None, *, token: str | None = None, seconds: float = 28, base64: bool = False, **headers: str
@@ -118,6 +130,7 @@ class Service:
         *,
         token: str | None = None,
         user: str | None = None,
+        issuer: str = "https://login.example.com/",
         query: dict[str, str] | None = None,
         seconds: float = 28,
         **headers: str,
@@ -130,7 +143,7 @@ class Service:
         if token:
             event["headers"]["x-session-token"] = token
         if user is not None:
-            claims = {"iss": "https://login.example.com/", "sub": user}
+            claims = {"iss": issuer, "sub": user}
             event["requestContext"]["authorizer"] = {"jwt": {"claims": claims, "scopes": None}}
         if query:
             event["queryStringParameters"] = query
@@ -170,6 +183,13 @@ def service(dynoxide: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
     forget_settings()
     for used in models:
         front.event_loop().run(used._get_aclient().close())
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    """Change settings as a deployment would, by the environment."""
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    forget_settings()
 
 
 def forget_settings() -> None:

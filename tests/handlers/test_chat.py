@@ -8,14 +8,7 @@ import pytest
 
 from handlers import conversation
 from tests.conftest import EVENT_FILES, event_named
-from tests.handlers.conftest import Service, forget_settings
-
-
-def configure(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
-    """Change settings as a deployment would, by the environment."""
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    forget_settings()
+from tests.handlers.conftest import Service, configure
 
 
 def test_it_remembers_what_was_said_before(service: Service) -> None:
