@@ -1,4 +1,4 @@
-"""What `make run` runs: engine, table, demo model, workers and gateway, until Ctrl-C.
+"""What `make run` runs: engine, table, demo model, the functions' workers, and what invokes them, until Ctrl-C.
 
 Whatever it starts ends with it, however it ends: children read the end of a pipe or a socket that only it holds.
 """
@@ -15,9 +15,8 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,8 +27,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS, Settings, SettingsError
 from local import demo_model, engine, guard
-from local.gateway import Gateway, WorkerStartError
-from local.worker import DEFAULT_HANDLER
+from local.functions import CHAT, SESSIONS, SWEEP, name_of
+from local.gateway import Gateway
+from local.pool import WorkerPool, WorkerStartError
 from memory.table import connect, create_table
 
 _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -53,21 +53,17 @@ class Options:
     workers: int
     timeout: float
     folder: Path
-    handler: str
     dynamodb_endpoint: str | None
     own_model: bool
 
     @classmethod
-    def read(cls, env: Mapping[str, str], arguments: Sequence[str]) -> Options:
-        """Read environment variables and arguments. Raises CannotRun for a value that is none."""
-        parser = argparse.ArgumentParser(prog="python -m local", description="Run the whole thing on this machine.")
-        parser.add_argument("--handler", default=DEFAULT_HANDLER, help="module:function (default: %(default)s)")
+    def read(cls, env: Mapping[str, str]) -> Options:
+        """Read environment variables. Raises CannotRun for a value that is none."""
         return cls(
             port=int(_number(env, "PORT", 3000, lowest=0, highest=65535)),
             workers=int(_number(env, "WORKERS", 2, lowest=1, highest=64)),
             timeout=_number(env, "TIMEOUT_SECONDS", 28, lowest=_SHORTEST_TIMEOUT_SECONDS, highest=900),
             folder=Path(env.get("LOCAL_DIR") or ".local"),
-            handler=parser.parse_args(arguments).handler,
             dynamodb_endpoint=env.get("DYNAMODB_ENDPOINT") or None,
             own_model=bool(env.get("OPENAI_API_KEY") or env.get("OPENAI_API_BASE")),
         )
@@ -84,9 +80,9 @@ def _number(env: Mapping[str, str], name: str, default: float, *, lowest: float,
     return number
 
 
-def run(env: Mapping[str, str], arguments: Sequence[str]) -> None:
+def run(env: Mapping[str, str]) -> None:
     """Start everything, serve until a signal, stop everything. Raises CannotRun."""
-    options = Options.read(env, arguments)
+    options = Options.read(env)
     settings = _checked_settings(env)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(_locked(options.folder))
@@ -264,35 +260,59 @@ def _create_table(endpoint: str, env: Mapping[str, str]) -> None:
 async def _serve(
     options: Options, env: Mapping[str, str], listener: socket.socket, servers: Sequence[guard.GuardedServer]
 ) -> None:
-    _say(f"starting {options.workers} workers")
+    _say("starting the workers")
     stop = asyncio.Event()
     for number in _STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    gateway = Gateway(env=env, workers=options.workers, timeout=options.timeout, handler=options.handler)
+    pools = _pools(options, env)
     stopping = asyncio.create_task(stop.wait())
     try:
-        starting = asyncio.create_task(gateway.start())
+        starting = asyncio.create_task(_start(pools.values()))
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not stop.is_set():
             await starting
-            _say(f"workers: {', '.join(map(str, gateway.worker_pids))}")
-            await _serve_until(stop, gateway, listener, servers)
+            _say(f"workers: {'; '.join(map(_who, pools.values()))}")
+            await _serve_until(stop, pools, listener, servers)
     except WorkerStartError as error:
         raise CannotRun(f"{error} What went wrong stands above.") from None
     finally:
         stopping.cancel()
-        await gateway.stop()
+        await _stop(pools.values())
+
+
+def _pools(options: Options, env: Mapping[str, str]) -> dict[str, WorkerPool]:
+    """The workers of each function: one sweeper, as the stream of a table this small has one shard."""
+    sizes = {CHAT: options.workers, SESSIONS: options.workers, SWEEP: 1}
+    return {
+        function: WorkerPool(name=name_of(function), handler=function, env=env, size=size, timeout=options.timeout)
+        for function, size in sizes.items()
+    }
+
+
+def _who(pool: WorkerPool) -> str:
+    return f"{pool.name} {', '.join(map(str, pool.pids))}"
+
+
+async def _start(pools: Iterable[WorkerPool]) -> None:
+    await asyncio.gather(*(pool.start() for pool in pools))
+
+
+async def _stop(pools: Iterable[WorkerPool]) -> None:
+    await asyncio.gather(*(pool.stop() for pool in pools))
 
 
 async def _serve_until(
-    stop: asyncio.Event, gateway: Gateway, listener: socket.socket, servers: Sequence[guard.GuardedServer]
+    stop: asyncio.Event,
+    pools: Mapping[str, WorkerPool],
+    listener: socket.socket,
+    servers: Sequence[guard.GuardedServer],
 ) -> None:
     """Answer requests until `stop` is set. Raises CannotRun when one of `servers` ends by itself."""
     try:
         listener.listen(128)
     except OSError as error:
         raise _port_taken(listener.getsockname()[1], error.strerror) from None
-    server = _Server(_server_config(gateway), stop)
+    server = _Server(_server_config(Gateway(pools)), stop)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(_first_to_end(servers))
     stopping = asyncio.create_task(stop.wait())
@@ -300,7 +320,7 @@ async def _serve_until(
     await asyncio.wait({serving, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
     _say("stopping")
     # First the workers: what they had is answered at once, and the server has nothing left to wait for.
-    await gateway.stop()
+    await _stop(pools.values())
     server.should_exit = True
     await serving
     stopping.cancel()
@@ -365,12 +385,14 @@ def _stop_now(*_: Any) -> NoReturn:
 
 def main() -> None:
     """The program: exit code 0 after SIGINT or SIGTERM, 1 and one clear sentence when it cannot run."""
+    settings = "Environment variables are its settings: see README.md."
+    argparse.ArgumentParser(prog="python -m local", description=__doc__, epilog=settings).parse_args()
     logging.basicConfig(format="rehydrate: %(message)s", level=logging.WARNING)
     # While it starts: nothing is being served yet, and what was started is stopped by its context.
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop_now)
     try:
-        run(os.environ, sys.argv[1:])
+        run(os.environ)
     except (CannotRun, engine.EngineMissing, guard.ServerStartError) as error:
         raise SystemExit(f"rehydrate: {error}") from None
 

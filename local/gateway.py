@@ -1,4 +1,4 @@
-"""API Gateway on one machine: every HTTP request becomes an event for one of the worker processes.
+"""API Gateway on one machine: every HTTP request becomes an event for a worker of the function that it is for.
 
 What the gateway itself has to say (errors, limits) is `application/problem+json` (RFC 9457) with a `detail`. A response
 bears `x-local-worker`, the process id of the worker that had the request; no worker had it where that is absent.
@@ -14,11 +14,9 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from local.functions import function_for
 from local.http_event import BadResponse, HttpResponse, event_of, response_of
-from local.pool import Outcome, WorkerPool, WorkerStartError
-from local.worker import DEFAULT_HANDLER
-
-__all__ = ["Gateway", "WorkerStartError"]
+from local.pool import Outcome, WorkerPool
 
 # What Lambda accepts in one invocation, in bytes.
 REQUEST_LIMIT = 6 * 1024 * 1024
@@ -41,29 +39,13 @@ class _ClientGone(Exception):
 
 
 class Gateway:
-    """An ASGI application that hands requests to `workers` processes running the unchanged Lambda `handler`.
+    """An ASGI application over the functions' worker pools, by the names that `function_for` gives the functions.
 
-    `env` is the whole environment of the workers; `timeout` is the function's, in seconds. Call `start` before the
-    first request and `stop` at the end.
+    The pools are started before the first request and stopped at the end by whoever made them.
     """
 
-    def __init__(
-        self, *, env: Mapping[str, str], workers: int = 2, timeout: float = 28.0, handler: str = DEFAULT_HANDLER
-    ) -> None:
-        self._pool = WorkerPool(env=env, size=workers, timeout=timeout, handler=handler)
-
-    @property
-    def worker_pids(self) -> list[int]:
-        """The process ids of the workers that run now."""
-        return self._pool.pids
-
-    async def start(self) -> None:
-        """Start the workers; returns when all have imported the handler. Raises WorkerStartError when one cannot."""
-        await self._pool.start()
-
-    async def stop(self) -> None:
-        """Kill the workers; requests that they had, or that waited, are answered 503."""
-        await self._pool.stop()
+    def __init__(self, pools: Mapping[str, WorkerPool]) -> None:
+        self._pools = pools
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,7 +66,8 @@ class Gateway:
             event = _event(scope, body)
         except _TooLarge:
             return _problem(413, f"The request is over {REQUEST_LIMIT} bytes (6 MB), the most that Lambda takes.")
-        return _response(await self._pool.invoke(event))
+        pool = self._pools[function_for(scope["method"], scope["path"])]
+        return _response(await pool.invoke(event))
 
 
 def _event(scope: Scope, body: bytes) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Worker processes, each a Lambda instance: one invocation at a time, killed at its deadline, replaced when it dies."""
+"""The worker processes of a function, each a Lambda instance.
+
+An instance has one invocation at a time, is killed when that passes its deadline, and is replaced when it dies.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from local.guard import ROOT
-from local.worker import DEFAULT_HANDLER
 
 _START_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS = 0.5
@@ -69,14 +71,16 @@ class _Invocation:
 
 
 class WorkerPool:
-    """`size` workers which take invocations in the order of their arrival.
+    """`size` workers of one function, which take invocations in the order of their arrival.
 
-    `env` is the whole environment of the workers, `timeout` the seconds that an invocation may take.
+    `name` is the function's and `handler` its code (`module:function`), `env` the whole environment of the workers,
+    `timeout` the seconds that an invocation may take.
     """
 
     def __init__(
-        self, *, env: Mapping[str, str], size: int = 2, timeout: float = 28.0, handler: str = DEFAULT_HANDLER
+        self, *, name: str, handler: str, env: Mapping[str, str], size: int = 2, timeout: float = 28.0
     ) -> None:
+        self.name = name
         self._env = dict(env)
         self._size = size
         self._timeout = timeout
@@ -135,7 +139,7 @@ class WorkerPool:
         failures = 0
         while True:
             try:
-                worker = await _Worker.start(self._handler, self._env)
+                worker = await _Worker.start(self.name, self._handler, self._env)
             except WorkerStartError as error:
                 if not ready.done():
                     ready.set_exception(error)
@@ -163,7 +167,9 @@ class WorkerPool:
         _log.error("%s Trying again in %g s.", error, pause)
         if failures == 1:
             return pause
-        self._start_problem = f"No worker is running. {error} It is tried again at most every {pause:g} s."
+        self._start_problem = (
+            f"No worker of {self.name} is running. {error} It is tried again at most every {pause:g} s."
+        )
         if not self._running:
             self._end_all(502, self._start_problem)
         return pause
@@ -180,12 +186,12 @@ class WorkerPool:
             try:
                 outcome = await self._run(worker, invocation)
             except _NotTaken:
-                self._give_to_another(invocation, worker.pid)
+                self._give_to_another(invocation, worker)
                 return
             invocation.end(outcome)
             if worker.ended:
                 return
-        _log.warning("Worker %d %s while idle; it is replaced.", worker.pid, await worker.end())
+        _log.warning("%s %s while idle; it is replaced.", worker, await worker.end())
 
     async def _next_for(self, worker: _Worker) -> _Invocation | None:
         """The next invocation in line; None when the worker dies before there is one."""
@@ -201,15 +207,17 @@ class WorkerPool:
             self._waiting.put_nowait(arrival.result())
         return None
 
-    def _give_to_another(self, invocation: _Invocation, pid: int) -> None:
+    def _give_to_another(self, invocation: _Invocation, worker: _Worker) -> None:
         invocation.tried += 1
-        _log.warning("Worker %d was dead before it took a request; another worker gets it.", pid)
+        _log.warning("%s was dead before it took a request; another worker gets it.", worker)
         if invocation.tried < _MOST_WORKERS_TRIED:
             # Its number puts it back to the head of the line.
             self._waiting.put_nowait(invocation)
             return
-        problem = f"{invocation.tried} workers in a row died before they took the request; nothing was done."
-        invocation.end(Outcome(worker=pid, status=502, problem=problem))
+        problem = (
+            f"{invocation.tried} workers of {self.name} in a row died before they took the request; nothing was done."
+        )
+        invocation.end(Outcome(worker=worker.pid, status=502, problem=problem))
 
     async def _run(self, worker: _Worker, invocation: _Invocation) -> Outcome:
         """Raises _NotTaken. A worker that fails to answer is dead when this returns."""
@@ -222,39 +230,43 @@ class WorkerPool:
             async with asyncio.timeout(self._timeout):
                 answer = await worker.ask(message)
         except _Died:
-            problem = f"Worker {worker.pid} {await worker.end(grace=_GRACE_SECONDS)} while it was handling the request."
+            problem = f"{worker} {await worker.end(grace=_GRACE_SECONDS)} while it was handling the request."
             problem += " Whether the request took effect is not known."
             _log.warning("%s The worker is replaced.", problem)
             return Outcome(worker=worker.pid, status=502, problem=problem)
         except TimeoutError:
             await worker.end()
-            problem = f"Worker {worker.pid} did not answer within {self._timeout:g} s and was killed, as Lambda does."
+            problem = f"{worker} did not answer within {self._timeout:g} s and was killed, as Lambda does."
             _log.warning("%s It is replaced.", problem)
             return Outcome(worker=worker.pid, status=504, problem=problem)
         if "response" in answer:
             return Outcome(worker=worker.pid, response=answer["response"])
-        problem = f"The handler failed with {answer['errorType']}; the gateway's output tells where."
+        problem = f"The handler of {self.name} failed with {answer['errorType']}; the gateway's output tells where."
         return Outcome(worker=worker.pid, status=502, problem=problem)
 
 
 class _Worker:
     """One worker process, in a process group of its own, and this side's end of its socket pair."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, channel: socket.socket) -> None:
         self.pid = process.pid
+        self._name = name
         self.exited = asyncio.create_task(process.wait())
         self._channel = channel
         self._received = bytearray()
 
+    def __str__(self) -> str:
+        return f"Worker {self.pid} of {self._name}"
+
     @classmethod
-    async def start(cls, handler: str, env: Mapping[str, str]) -> _Worker:
+    async def start(cls, name: str, handler: str, env: Mapping[str, str]) -> _Worker:
         """Start a worker; returns when it has imported the handler. Raises WorkerStartError."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "local.worker", str(theirs.fileno()), "--handler", handler),
+                    *(sys.executable, "-m", "local.worker", str(theirs.fileno()), name, handler),
                     stdin=asyncio.subprocess.DEVNULL,
                     cwd=ROOT,
                     env=dict(env),
@@ -264,7 +276,7 @@ class _Worker:
         except BaseException:
             ours.close()
             raise
-        worker = cls(process, ours)
+        worker = cls(name, process, ours)
         try:
             await worker._wait_until_ready(handler)
         except BaseException:
@@ -277,11 +289,11 @@ class _Worker:
             async with asyncio.timeout(_START_SECONDS):
                 hello = await self._receive()
         except TimeoutError:
-            raise WorkerStartError(f"A worker did not import {handler} within {_START_SECONDS:g} s.") from None
+            raise WorkerStartError(f"{self} did not import {handler} within {_START_SECONDS:g} s.") from None
         if hello is None:
-            raise WorkerStartError(f"A worker {await self.end(grace=_GRACE_SECONDS)} while it was importing {handler}.")
+            raise WorkerStartError(f"{self} {await self.end(grace=_GRACE_SECONDS)} while it was importing {handler}.")
         if "initError" in hello:
-            raise WorkerStartError(f"A worker could not import {handler}: {hello['initError']}.")
+            raise WorkerStartError(f"{self} could not import {handler}: {hello['initError']}.")
 
     @property
     def ended(self) -> bool:

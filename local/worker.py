@@ -1,11 +1,11 @@
 """One Lambda instance as a process: it imports the handler once and answers one invocation after the other.
 
-The gateway starts it as `python -m local.worker FD --handler module:function`, where FD is its end of a socket pair.
-Both sides write JSON, one object a line:
+The pool starts it as `python -m local.worker FD NAME HANDLER`: FD is its end of a socket pair, NAME the function's name
+(`chat`) and HANDLER its code (`module:function`). Both sides write JSON, one object a line:
 
     worker   {"ready": true}                                   the handler is imported; or, and then it exits,
              {"initError": "..."}                              why it could not be
-    gateway  {"request_id": "...", "timeout_ms": 28000, "event": {...}}
+    pool     {"request_id": "...", "timeout_ms": 28000, "event": {...}}
     worker   {"taken": "<request_id>"}                         from here on the handler may have done something
              {"response": ...} or {"errorType": "..."}
 
@@ -31,9 +31,7 @@ from typing import Any
 
 # What Lambda accepts as a response, in bytes of JSON.
 RESPONSE_LIMIT = 6_291_556
-DEFAULT_HANDLER = "handlers.chat:handler"
 
-_FUNCTION = "rehydrate-local"
 _MEMORY_MB = 1024
 Handler = Callable[[dict[str, Any], "LambdaContext"], Any]
 
@@ -45,17 +43,25 @@ class LambdaContext:
     aws_request_id: str
     deadline: float = field(repr=False)
     """On the clock of `time.monotonic`, in seconds."""
+    function_name: str
     log_stream_name: str
-    function_name: str = _FUNCTION
     function_version: str = "$LATEST"
     memory_limit_in_mb: int = _MEMORY_MB
-    invoked_function_arn: str = f"arn:aws:lambda:us-east-1:123456789012:function:{_FUNCTION}"
-    log_group_name: str = f"/aws/lambda/{_FUNCTION}"
     identity: None = None
     client_context: None = None
 
+    @property
+    def invoked_function_arn(self) -> str:
+        """The ARN that the function would have."""
+        return f"arn:aws:lambda:us-east-1:123456789012:function:{self.function_name}"
+
+    @property
+    def log_group_name(self) -> str:
+        """The log group that Lambda would make for the function."""
+        return _log_group(self.function_name)
+
     def get_remaining_time_in_millis(self) -> int:
-        """Milliseconds until the gateway kills this instance; never below 0."""
+        """Milliseconds until the pool kills this instance; never below 0."""
         return max(0, int((self.deadline - time.monotonic()) * 1000))
 
 
@@ -63,11 +69,13 @@ def main(arguments: list[str]) -> None:
     """Serve invocations until the socket closes."""
     parser = argparse.ArgumentParser(prog="python -m local.worker", description="One Lambda instance.")
     parser.add_argument("fd", type=int, help="the file descriptor of this instance's end of the socket pair")
-    parser.add_argument("--handler", default=DEFAULT_HANDLER, help="module:function (default: %(default)s)")
+    parser.add_argument("name", help="the function's name, chat for example")
+    parser.add_argument("handler", help="module:function")
     options = parser.parse_args(arguments)
     # A pipe would keep a handler's prints in a buffer, which a SIGKILL throws away.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    log_stream = _lambda_environment(options.handler)
+    function_name = f"rehydrate-local-{options.name}"
+    log_stream = _lambda_environment(function_name, options.handler)
     channel = socket.socket(fileno=options.fd)
     lines = _lines_of(channel)
     try:
@@ -80,18 +88,28 @@ def main(arguments: list[str]) -> None:
     while True:
         invocation = json.loads(lines.get())
         _send(channel, {"taken": invocation["request_id"]})
-        _write(channel, _outcome(handler, invocation, log_stream))
+        context = LambdaContext(
+            aws_request_id=invocation["request_id"],
+            deadline=time.monotonic() + invocation["timeout_ms"] / 1000,
+            function_name=function_name,
+            log_stream_name=log_stream,
+        )
+        _write(channel, _outcome(handler, invocation["event"], context))
 
 
-def _lambda_environment(handler: str) -> str:
+def _log_group(function_name: str) -> str:
+    return f"/aws/lambda/{function_name}"
+
+
+def _lambda_environment(function_name: str, handler: str) -> str:
     """Set the variables that Lambda sets and handlers read; returns the name of this instance's log stream."""
     log_stream = f"{time.strftime('%Y/%m/%d', time.gmtime())}/[$LATEST]{uuid.uuid4().hex}"
     os.environ.update(
-        AWS_LAMBDA_FUNCTION_NAME=_FUNCTION,
+        AWS_LAMBDA_FUNCTION_NAME=function_name,
         AWS_LAMBDA_FUNCTION_VERSION="$LATEST",
         AWS_LAMBDA_FUNCTION_MEMORY_SIZE=str(_MEMORY_MB),
         AWS_LAMBDA_INITIALIZATION_TYPE="on-demand",
-        AWS_LAMBDA_LOG_GROUP_NAME=f"/aws/lambda/{_FUNCTION}",
+        AWS_LAMBDA_LOG_GROUP_NAME=_log_group(function_name),
         AWS_LAMBDA_LOG_STREAM_NAME=log_stream,
         _HANDLER=handler,
         TZ=":UTC",
@@ -127,15 +145,10 @@ def _lines_of(channel: socket.socket) -> queue.SimpleQueue[bytes]:
     return lines
 
 
-def _outcome(handler: Handler, invocation: dict[str, Any], log_stream: str) -> bytes:
-    """The line that answers `invocation`. An error's text stays here, on stderr: it may quote what the user said."""
-    context = LambdaContext(
-        aws_request_id=invocation["request_id"],
-        deadline=time.monotonic() + invocation["timeout_ms"] / 1000,
-        log_stream_name=log_stream,
-    )
+def _outcome(handler: Handler, event: dict[str, Any], context: LambdaContext) -> bytes:
+    """The line that answers an invocation. An error's text stays here, on stderr: it may quote what the user said."""
     try:
-        response = handler(invocation["event"], context)
+        response = handler(event, context)
     except Exception as error:  # noqa: BLE001 - as Lambda: whatever a handler raises, the instance lives on
         traceback.print_exc()
         return _line({"errorType": type(error).__name__})

@@ -16,10 +16,11 @@ import httpx
 import pytest
 
 from local import engine
+from local.functions import CHAT
 from tests.conftest import require
 
 ROOT = Path(__file__).parent.parent
-LIST_PROCESSES = ["/bin/ps", "-eo", "pid=,ppid=,args="]
+LIST_PROCESSES = ["/bin/ps", "-eww", "-o", "pid=,ppid=,args="]
 
 
 class Stack:
@@ -31,10 +32,10 @@ class Stack:
         self.model = self._printed("the demo model answers on ").split()[0]
 
     def workers(self) -> list[int]:
-        """The worker processes that are there now."""
+        """The worker processes of the chat function that are there now."""
         listed = subprocess.run(LIST_PROCESSES, capture_output=True, text=True, check=True).stdout  # noqa: S603 - a fixed command
         rows = [line.split(None, 2) for line in listed.splitlines()]
-        return [int(pid) for pid, parent, args in rows if parent == str(self.process.pid) and "local.worker" in args]
+        return [int(pid) for pid, parent, args in rows if parent == str(self.process.pid) and CHAT in args]
 
     def lines(self) -> list[str]:
         return [line for line in self._output if line.startswith("{")]

@@ -13,10 +13,13 @@ from typing import Any
 
 import uvicorn
 
+from local.functions import CHAT, SESSIONS
 from local.gateway import Gateway
+from local.pool import WorkerPool
 
 HERE = Path(__file__).resolve().parent
 STUB = "stub_handler:handler"
+STUB_SWEEP = "stub_handler:sweep"
 
 
 def stub_env(**more: str) -> dict[str, str]:
@@ -41,14 +44,19 @@ def is_running(pid: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class RunningGateway:
+    """`pool` are the workers that most paths lead to, the sessions function's."""
+
     url: str
-    gateway: Gateway
+    pool: WorkerPool
+    chat: WorkerPool
 
 
 @contextlib.contextmanager
-def running_gateway(**settings: Any) -> Iterator[RunningGateway]:
-    """A gateway over the stub handler, on a real port, in a thread of its own."""
+def running_gateway(*, workers: int = 1, **settings: Any) -> Iterator[RunningGateway]:
+    """A gateway over workers of the stub handler and one for chat, on a real port, in a thread of its own."""
     settings = {"env": stub_env(), "handler": STUB, **settings}
+    pool = WorkerPool(name="sessions", size=workers, **settings)
+    chat = WorkerPool(name="chat", size=1, **settings)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -56,16 +64,18 @@ def running_gateway(**settings: Any) -> Iterator[RunningGateway]:
     def on_loop(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
-    gateway = Gateway(**settings)
+    gateway = Gateway({SESSIONS: pool, CHAT: chat})
     server = uvicorn.Server(uvicorn.Config(gateway, port=0, log_level="warning", lifespan="off", ws="none"))
-    on_loop(gateway.start())
+    on_loop(pool.start())
+    on_loop(chat.start())
     serving = asyncio.run_coroutine_threadsafe(server.serve(), loop)
     try:
         eventually(lambda: server.started, "the gateway serves")
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield RunningGateway(url=f"http://127.0.0.1:{port}", gateway=gateway)
+        yield RunningGateway(url=f"http://127.0.0.1:{port}", pool=pool, chat=chat)
     finally:
-        on_loop(gateway.stop())
+        on_loop(pool.stop())
+        on_loop(chat.stop())
         server.should_exit = True
         serving.result(30)
         loop.call_soon_threadsafe(loop.stop)

@@ -1,4 +1,4 @@
-"""A Lambda handler for the gateway's tests: the path says what it does."""
+"""Lambda handlers for the tests: `handler` does what the path or `?do=` says, `sweep` notes what it gets."""
 
 import json
 import os
@@ -15,7 +15,7 @@ if os.environ.get("STUB_BROKEN_IF") and Path(os.environ["STUB_BROKEN_IF"]).exist
 
 
 def handler(event: dict[str, Any], context: Any) -> Any:
-    match event["rawPath"]:
+    match event.get("queryStringParameters", {}).get("do", event["rawPath"]):
         case "/respond":
             return json.loads(event["body"])
         case "/raise":
@@ -27,7 +27,7 @@ def handler(event: dict[str, Any], context: Any) -> Any:
         case "/context":
             return {name: getattr(context, name) for name in _CONTEXT} | {
                 "remaining": context.get_remaining_time_in_millis(),
-                "environment": os.environ["AWS_LAMBDA_LOG_STREAM_NAME"],
+                "environment": {name: os.environ[name] for name in _ENVIRONMENT},
             }
         case _:
             return {"statusCode": 200, "headers": {"content-type": "application/json"}, "body": json.dumps(event)}
@@ -42,6 +42,25 @@ _CONTEXT = (
     "log_group_name",
     "log_stream_name",
 )
+
+
+_ENVIRONMENT = ("AWS_LAMBDA_FUNCTION_NAME", "AWS_LAMBDA_LOG_GROUP_NAME", "AWS_LAMBDA_LOG_STREAM_NAME")
+
+
+def sweep(event: dict[str, Any], context: Any) -> Any:
+    """Fails by the name of the partition: always for `never`, and for `raises` and `later` the first time."""
+    file = Path(os.environ["STUB_SWEPT"])
+    before = file.read_text() if file.exists() else ""
+    with file.open("a") as stream:
+        stream.write(json.dumps(event) + "\n")
+    failed = []
+    for record in event["Records"]:
+        name = record["dynamodb"]["Keys"]["pk"]["S"]
+        if name.startswith("raises") and name not in before:
+            raise ValueError("the stub was told to raise")
+        if name.startswith("never") or (name.startswith("later") and name not in before):
+            failed.append({"itemIdentifier": record["dynamodb"]["SequenceNumber"]})
+    return {"batchItemFailures": failed}
 
 
 def _hold(folder: Path, name: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import httpx
 import pytest
 from processes import STUB, RunningGateway, eventually, is_running, running_gateway, stub_env
 
-from local.gateway import REQUEST_LIMIT, WorkerStartError
+from local.gateway import REQUEST_LIMIT
 from local.guard import ROOT
+from local.pool import WorkerStartError
 
 CLIENT = httpx.Client(timeout=60)
 
@@ -57,7 +58,7 @@ def test_an_event_reaches_the_handler_and_its_answer_the_client(gateway: Running
     assert (event["rawPath"], event["queryStringParameters"]) == ("/a b", {"x": "1,2"})
     assert (event["cookies"], event["headers"]["x-q"]) == (["a=1", "b=2"], "1, 2".replace(" ", ""))
     assert json.loads(event["body"]) == {"m": "ü"}
-    assert int(response.headers["x-local-worker"]) in gateway.gateway.worker_pids
+    assert int(response.headers["x-local-worker"]) in gateway.pool.pids
 
 
 def test_several_cookies_are_set(gateway: RunningGateway) -> None:
@@ -70,21 +71,80 @@ def test_several_cookies_are_set(gateway: RunningGateway) -> None:
 def test_the_context_is_lambdas(gateway: RunningGateway) -> None:
     """The handler gets Lambda's context and environment, with the time that is left."""
     context = CLIENT.get(f"{gateway.url}/context").json()
-    assert context["log_stream_name"] == context["environment"]
+    assert context["log_stream_name"] == context["environment"]["AWS_LAMBDA_LOG_STREAM_NAME"]
     assert context["function_version"] == "$LATEST"
     assert 0 < context["remaining"] <= 28_000
     assert all(context.values())
 
 
+def test_each_function_has_its_name_and_its_log_group(gateway: RunningGateway) -> None:
+    """A worker's context and environment name the function whose worker it is."""
+    answers = {
+        "rehydrate-local-chat": CLIENT.post(f"{gateway.url}/chat?do=/context").json(),
+        "rehydrate-local-sessions": CLIENT.get(f"{gateway.url}/context").json(),
+    }
+    for name, context in answers.items():
+        assert context["function_name"] == context["environment"]["AWS_LAMBDA_FUNCTION_NAME"] == name
+        assert context["log_group_name"] == context["environment"]["AWS_LAMBDA_LOG_GROUP_NAME"] == f"/aws/lambda/{name}"
+        assert context["invoked_function_arn"].endswith(f":{name}")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "function"),
+    [
+        ("POST", "/chat", "chat"),
+        ("POST", "/ch%61t", "chat"),
+        ("POST", "/sessions/a%20b/turns/3/regenerate", "chat"),
+        ("POST", "/sessions/a%2Fb/turns/3/regenerate", "sessions"),
+        ("POST", "/sessions/%00%ff/turns", "sessions"),
+        ("GET", "/chat", "sessions"),
+        ("GET", "/", "sessions"),
+    ],
+)
+def test_a_request_goes_to_the_function_that_it_is_for(
+    gateway: RunningGateway, method: str, path: str, function: str
+) -> None:
+    """Method and percent-decoded path say whose worker answers, whatever is in the path."""
+    response = CLIENT.request(method, f"{gateway.url}{path}")
+    assert response.status_code == 200
+    pool = gateway.chat if function == "chat" else gateway.pool
+    assert int(response.headers["x-local-worker"]) in pool.pids
+
+
+def test_a_killed_worker_of_sessions_does_not_disturb_chat(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+    """A turn that is being answered is answered by the worker that began it, while the other function's are killed."""
+    with running_gateway(workers=1) as running:
+        query = {"do": "/hold", "folder": str(tmp_path), "name": "turn"}
+        held = threads.submit(CLIENT.post, f"{running.url}/chat", params=query)
+        chatting = held_by(tmp_path)
+        victims = running.pool.pids
+        os.kill(victims[0], signal.SIGKILL)
+        following = CLIENT.get(f"{running.url}/echo")
+        assert (following.status_code, int(following.headers["x-local-worker"]) in victims) == (200, False)
+        (tmp_path / "release").touch()
+        assert (held.result().status_code, held.result().headers["x-local-worker"]) == (200, str(chatting))
+        assert running.chat.pids == [chatting]
+
+
+def test_busy_sessions_do_not_hold_up_chat(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+    """While all workers of one function are busy the other one answers."""
+    with running_gateway(workers=1) as running:
+        held = hold(threads, running.url, tmp_path)
+        held_by(tmp_path)
+        assert CLIENT.post(f"{running.url}/chat").status_code == 200
+        (tmp_path / "release").touch()
+        assert held.result().status_code == 200
+
+
 def test_an_error_is_a_502_without_its_text(gateway: RunningGateway) -> None:
     """A raised exception is a problem that names its type, and never quotes it; the worker lives on."""
-    before = gateway.gateway.worker_pids
+    before = gateway.pool.pids
     response = CLIENT.get(f"{gateway.url}/raise")
     assert response.status_code == 502
     assert response.headers["content-type"] == "application/problem+json"
     assert "ValueError" in response.json()["detail"]
     assert "SECRET" not in response.text
-    assert gateway.gateway.worker_pids == before
+    assert gateway.pool.pids == before
 
 
 def test_a_malformed_result_is_a_502(gateway: RunningGateway) -> None:
@@ -132,13 +192,13 @@ def test_an_idle_worker_that_was_killed_costs_no_request() -> None:
     """A request sent right after the kill is answered by another worker: the dead one had not taken it."""
     with running_gateway(workers=2) as running:
         for _ in range(5):
-            victims = running.gateway.worker_pids
+            victims = running.pool.pids
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
             response = CLIENT.get(f"{running.url}/echo")
             assert response.status_code == 200
             assert int(response.headers["x-local-worker"]) not in victims
-            eventually(lambda: len(running.gateway.worker_pids) == 2, "both are replaced")
+            eventually(lambda: len(running.pool.pids) == 2, "both are replaced")
 
 
 def test_a_worker_that_passes_its_deadline_is_killed(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
@@ -155,7 +215,7 @@ def test_a_worker_that_passes_its_deadline_is_killed(threads: ThreadPoolExecutor
 def test_one_worker_takes_requests_one_at_a_time_in_order(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
     """While a request is handled the others wait; then they are handled in the order of their arrival."""
     with running_gateway(workers=1) as running:
-        waiting = running.gateway._pool._open
+        waiting = running.pool._open
         held = []
         for number in range(4):
             held.append(hold(threads, running.url, tmp_path, str(number)))
@@ -214,7 +274,7 @@ def test_a_handler_that_breaks_later_is_reported_and_tried_again(tmp_path: Path)
     flag = tmp_path / "broken"
     with running_gateway(workers=1, env=stub_env(STUB_BROKEN_IF=str(flag))) as running:
         flag.touch()
-        os.kill(running.gateway.worker_pids[0], signal.SIGKILL)
+        os.kill(running.pool.pids[0], signal.SIGKILL)
         eventually(lambda: len(lines(flag)) >= 2, "it was tried again")
         response = CLIENT.get(f"{running.url}/echo")
         assert response.status_code == 502
@@ -225,11 +285,10 @@ def test_a_handler_that_breaks_later_is_reported_and_tried_again(tmp_path: Path)
 
 KILLED_GATEWAY = """
 import asyncio, os, sys
-from local.gateway import Gateway
 from local.pool import WorkerPool
 
 async def main():
-    pool = WorkerPool(env=dict(os.environ), size=2, handler=sys.argv[1])
+    pool = WorkerPool(name="chat", env=dict(os.environ), size=2, handler=sys.argv[1])
     await pool.start()
     print(*pool.pids, flush=True)
     await pool.invoke({"rawPath": "/hold", "queryStringParameters": {"folder": sys.argv[2], "name": "one"}})
@@ -253,5 +312,5 @@ def test_workers_die_with_a_killed_gateway(tmp_path: Path) -> None:
 
 def test_workers_are_out_of_reach_of_ctrl_c(gateway: RunningGateway) -> None:
     """Each worker leads a process group of its own, so a terminal's SIGINT goes to the gateway alone."""
-    for pid in gateway.gateway.worker_pids:
+    for pid in gateway.pool.pids:
         assert os.getpgid(pid) == pid

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import STUB, is_running, stub_env
+from processes import HERE, is_running
 
 from local import __main__ as program
 from local import engine, guard
@@ -23,7 +23,9 @@ from tests.conftest import require
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "DYNAMODB_", "AWS_"))}
-    return {**kept, "PYTHONPATH": stub_env()["PYTHONPATH"], "LOCAL_DIR": str(folder), "PORT": "0", **more}
+    found = f"{guard.ROOT}:{HERE}"
+    swept = str(folder / "swept")
+    return {**kept, "PYTHONPATH": found, "LOCAL_DIR": str(folder), "PORT": "0", "STUB_SWEPT": swept, **more}
 
 
 class Run:
@@ -31,7 +33,7 @@ class Run:
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.process = subprocess.Popen(  # noqa: S603 - a fixed command
-            [sys.executable, "-m", "local", "--handler", STUB],
+            [sys.executable, HERE / "stub_program.py"],
             cwd=guard.ROOT,
             env=environment(folder, **env),
             stdout=subprocess.PIPE,
@@ -62,9 +64,9 @@ class Run:
     def others(self) -> tuple[list[str], list[int]]:
         """The endpoints of the servers and the process ids of the workers that it started."""
         self.url()
-        pids = re.search(r"workers: ([\d, ]+)", self.output)
-        assert pids is not None
-        return re.findall(r"answers on (\S+)", self.output), [int(pid) for pid in pids.group(1).split(",")]
+        listed = re.search(r"workers: (chat [\d, ]+; sessions [\d, ]+; sweep \d+)\n", self.output)
+        assert listed is not None
+        return re.findall(r"answers on (\S+)", self.output), [int(pid) for pid in re.findall(r"\d+", listed.group(1))]
 
 
 @contextlib.contextmanager
@@ -98,7 +100,7 @@ def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> No
         endpoints, workers = run.others()
         event = httpx.get(f"{run.url()}/echo").json()
         assert event["version"] == "2.0"
-        assert (len(endpoints), len(workers)) == (2, 2)
+        assert (len(endpoints), len(workers)) == (2, 5)
         run.process.send_signal(number)
         assert run.end() == 0
         assert "Traceback" not in run.output
@@ -190,7 +192,7 @@ def test_a_held_lock_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_a_clear_error(tmp_path: Path, name: str, value: str) -> None:
     """What makes no sense is told at the start, by its name, and not by every request."""
     with pytest.raises(program.CannotRun, match=name):
-        program.run(environment(tmp_path, **{name: value}), [])
+        program.run(environment(tmp_path, **{name: value}))
 
 
 def test_the_start_says_who_answers(tmp_path: Path) -> None:
