@@ -26,7 +26,7 @@ import uvicorn
 from botocore.exceptions import BotoCoreError, ClientError
 
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS, Settings, SettingsError
-from local import demo_model, engine, guard
+from local import demo_model, engine, guard, stream
 from local.functions import CHAT, SESSIONS, SWEEP, name_of
 from local.gateway import Gateway
 from local.pool import WorkerPool, WorkerStartError
@@ -36,6 +36,8 @@ _LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # With less, every turn would be refused.
 _SHORTEST_TIMEOUT_SECONDS = COMMIT_SECONDS + AGENT_SECONDS + 1
+# As deployed: nobody waits for the sweeper, which waits for turns in flight and may have much to remove.
+_SWEEP_SECONDS = 300.0
 # A process that was killed may still be there as a zombie for a moment.
 _LIVE_HOLDER_SECONDS = 1.0
 _DEAD_HOLDER_SECONDS = 10.0
@@ -103,7 +105,7 @@ def run(env: Mapping[str, str]) -> None:
             _say(f"the demo model answers on {model_endpoint} (OPENAI_API_KEY or OPENAI_API_BASE takes a real one)")
         secret = _signing_secret(options.folder)
         worker_env = worker_environment(env, endpoint=endpoint, model_endpoint=model_endpoint, secret=secret)
-        _create_table(endpoint, worker_env)
+        _create_table(endpoint, worker_env, is_ours=options.dynamodb_endpoint is None)
         asyncio.run(_serve(options, worker_env, listener, servers))
         # All that is left is to stop, and that is bounded: a second Ctrl-C has nothing to add.
         for number in _STOP_SIGNALS:
@@ -248,10 +250,14 @@ def _signing_secret(folder: Path) -> str:
     return file.read_text().strip()
 
 
-def _create_table(endpoint: str, env: Mapping[str, str]) -> None:
+def _create_table(endpoint: str, env: Mapping[str, str], *, is_ours: bool) -> None:
+    """Create the table, and mend one of ours that an earlier version made without a stream. Raises CannotRun."""
     os.environ.update({name: value for name, value in env.items() if name.startswith("AWS_")})
     try:
-        create_table(connect(endpoint), env["TABLE_NAME"])
+        client = connect(endpoint)
+        create_table(client, env["TABLE_NAME"])
+        if is_ours:
+            stream.turn_on(client, env["TABLE_NAME"])
     except (BotoCoreError, ClientError) as error:
         raise CannotRun(f"The table cannot be made at {endpoint}: {error} Is DYNAMODB_ENDPOINT right?") from None
     _say(f"the table {env['TABLE_NAME']} is there")
@@ -265,6 +271,7 @@ async def _serve(
     for number in _STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     pools = _pools(options, env)
+    poller = stream.StreamPoller(endpoint=env["DYNAMODB_ENDPOINT"], table=env["TABLE_NAME"], sweeper=pools[SWEEP])
     stopping = asyncio.create_task(stop.wait())
     try:
         starting = asyncio.create_task(_start(pools.values()))
@@ -272,7 +279,7 @@ async def _serve(
         if not stop.is_set():
             await starting
             _say(f"workers: {'; '.join(map(_who, pools.values()))}")
-            await _serve_until(stop, pools, listener, servers)
+            await _serve_until(stop, pools, poller, listener, servers)
     except WorkerStartError as error:
         raise CannotRun(f"{error} What went wrong stands above.") from None
     finally:
@@ -282,10 +289,11 @@ async def _serve(
 
 def _pools(options: Options, env: Mapping[str, str]) -> dict[str, WorkerPool]:
     """The workers of each function: one sweeper, as the stream of a table this small has one shard."""
-    sizes = {CHAT: options.workers, SESSIONS: options.workers, SWEEP: 1}
+    answering = (options.workers, options.timeout)
+    shapes = {CHAT: answering, SESSIONS: answering, SWEEP: (1, _SWEEP_SECONDS)}
     return {
-        function: WorkerPool(name=name_of(function), handler=function, env=env, size=size, timeout=options.timeout)
-        for function, size in sizes.items()
+        function: WorkerPool(name=name_of(function), handler=function, env=env, size=size, timeout=timeout)
+        for function, (size, timeout) in shapes.items()
     }
 
 
@@ -304,22 +312,26 @@ async def _stop(pools: Iterable[WorkerPool]) -> None:
 async def _serve_until(
     stop: asyncio.Event,
     pools: Mapping[str, WorkerPool],
+    poller: stream.StreamPoller,
     listener: socket.socket,
     servers: Sequence[guard.GuardedServer],
 ) -> None:
-    """Answer requests until `stop` is set. Raises CannotRun when one of `servers` ends by itself."""
+    """Answer requests, and poll, until `stop` is set. Raises CannotRun when one of `servers` ends by itself."""
     try:
         listener.listen(128)
     except OSError as error:
         raise _port_taken(listener.getsockname()[1], error.strerror) from None
     server = _Server(_server_config(Gateway(pools)), stop)
+    polling = asyncio.create_task(poller.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(_first_to_end(servers))
     stopping = asyncio.create_task(stop.wait())
     _invite(listener.getsockname()[1])
     await asyncio.wait({serving, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
     _say("stopping")
-    # First the workers: what they had is answered at once, and the server has nothing left to wait for.
+    # First the poller, to which a stopped worker is a failed one. Then the workers: what they had is answered at once,
+    # and the server has nothing left to wait for.
+    polling.cancel()
     await _stop(pools.values())
     server.should_exit = True
     await serving

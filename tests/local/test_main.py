@@ -14,10 +14,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import HERE, is_running
+from processes import HERE, eventually, is_running
 
 from local import __main__ as program
 from local import engine, guard
+from memory.table import TABLE_SCHEMA, connect
 from tests.conftest import require
 
 
@@ -147,6 +148,24 @@ def test_an_engine_that_dies_ends_the_run_with_the_reason(tmp_path: Path) -> Non
         assert run.end() == 1
         assert f"{name} stopped by itself" in run.output
         assert "Traceback" not in run.output
+
+
+@pytest.mark.usefixtures("_an_engine")
+def test_a_table_of_an_earlier_version_gets_its_stream(tmp_path: Path) -> None:
+    """Its data stay, and what is deleted from now on reaches the sweeper."""
+    key = {"pk": {"S": "old"}, "sk": {"S": "state"}}
+    with engine.start_embedded(tmp_path / "data") as running:
+        client = connect(running.endpoint)
+        client.create_table(
+            TableName="rehydrate",
+            **{name: value for name, value in TABLE_SCHEMA.items() if name != "StreamSpecification"},
+        )
+        client.put_item(TableName="rehydrate", Item=key)
+    with started(tmp_path) as run:
+        client = connect(run.others()[0][0])
+        client.delete_item(TableName="rehydrate", Key=key)
+        swept = tmp_path / "swept"
+        eventually(lambda: swept.exists() and '"REMOVE"' in swept.read_text(), "the sweeper was told")
 
 
 def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
