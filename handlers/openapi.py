@@ -194,8 +194,9 @@ def _text(pattern: str) -> dict[str, Any]:
 def _response(status: int, model: type[BaseModel] | None, *, lines: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"description": _STATUS_TEXT[status]}
     if lines and model:
-        found["description"] = "Lines of JSON, each as the schema says"
-        found["content"] = {"application/jsonl": {"itemSchema": _reference(model)}}
+        found["description"] = "Lines of JSON; `contentSchema` is the schema of a line"
+        text = {"type": "string", "contentMediaType": "application/jsonl", "contentSchema": _reference(model)}
+        found["content"] = {"application/jsonl": {"schema": text}}
         found["headers"] = {
             "x-next-cursor": {"description": "For the next page; absent at the end", "schema": {"type": "string"}}
         }

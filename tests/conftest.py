@@ -19,7 +19,7 @@ from memory.sessions import DynamoDBSessions
 from memory.table import connect, create_table
 from memory.turns import Request, Session, Turn, Window, take_turn, utc_now
 
-TABLE = "conversations"
+TABLE = "rehydrate"
 EVENT_FILES = sorted((Path(__file__).parent.parent / "events").glob("*.json"))
 
 
@@ -151,6 +151,17 @@ def event_named(name: str) -> dict[str, Any]:
     """An event of `events/`."""
     event: dict[str, Any] = json.loads((Path(__file__).parent.parent / "events" / f"{name}.json").read_text())
     return event
+
+
+def keys_of(client: Any, session: Session) -> list[str]:
+    """Sort keys of everything that a session has in the table."""
+    found = client.query(
+        TableName=TABLE,
+        KeyConditionExpression="pk = :pk",
+        ExpressionAttributeValues={":pk": {"S": codec.partition(session)}},
+        ConsistentRead=True,
+    )
+    return [item["sk"]["S"] for item in found["Items"]]
 
 
 def damage(store: Store, number: int, attribute: str, value: Any, *, session: Session | None = None) -> None:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import schemathesis
 
 from handlers import chat, openapi, sessions
 from handlers.problems import Kind
@@ -27,6 +28,11 @@ def test_it_has_the_routes_of_the_functions_and_no_other(document: dict[str, Any
     registered = [*chat.front.routes, *sessions.front.routes]
     assert described == set(registered)
     assert len(registered) == len(set(registered))
+
+
+def test_it_is_an_openapi_document(document: dict[str, Any]) -> None:
+    """The document is valid, as the specification of OpenAPI 3.1 has it."""
+    schemathesis.openapi.from_dict(document).validate()
 
 
 def test_its_references_lead_somewhere(document: dict[str, Any]) -> None:

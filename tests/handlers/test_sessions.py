@@ -16,7 +16,7 @@ from handlers.problems import Kind
 from handlers.settings import Settings
 from memory.codec import partition, turn_key
 from memory.turns import Session, utc_now
-from tests.conftest import TABLE, damage, say
+from tests.conftest import TABLE, damage, keys_of, say
 from tests.handlers.conftest import Reply, Service, configure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -150,6 +150,27 @@ class TestListing:
         listed = ada.ids()
         assert (len(listed), set(listed)) == (7, made)
 
+    def test_ten_thousand_are_listed_while_others_become_active(self, ada: Person) -> None:
+        """Each session that was not active while the pages were read comes exactly once, among many of one minute."""
+        ada.talk("hello", session="first", clock=lambda: utc_now() - timedelta(days=1))
+        fill(ada, "first", 10_000)
+        found: list[str] = []
+        active: set[str] = set()
+        query: dict[str, Any] = {"limit": 100}
+        while True:
+            page = ada.get("/sessions", **query)
+            found += [session["id"] for session in page["sessions"]]
+            if page["next_cursor"] is None:
+                break
+            query["cursor"] = page["next_cursor"]
+            for name in {found[-1], found[0], f"s{len(found) * 7919 % 10_000}"}:
+                ada.talk("hello again", session=name)
+                active.add(name)
+        quiet = [name for name in found if name not in active]
+        assert len(quiet) == len(set(quiet))
+        assert set(quiet) | active == {"first", *(f"s{i}" for i in range(10_000))}
+        assert len(active) > 150
+
     @pytest.mark.parametrize("limit", ["0", "101", "-1", "many", "", "5,5"])
     def test_a_limit_that_makes_no_sense_is_refused(self, ada: Person, limit: str) -> None:
         """A page has 1 to 100 entries."""
@@ -204,6 +225,23 @@ class TestCursors:
         ada.talk("three", "four")
         reply = ada.send("GET", "/sessions/talk/turns", query={"cursor": cursor})
         assert (reply.status, reply.body["type"]) == (409, Kind.HISTORY_CHANGED.urn)
+
+
+def fill(person: Person, model: str, number: int) -> None:
+    """Put so many sessions beside one that is there, like it but for their ids, with activities in a hundred minutes."""
+    client = person.service.store.client
+    key = {"pk": {"S": partition(person.session(model))}, "sk": {"S": "state"}}
+    item = client.get_item(TableName=TABLE, Key=key)["Item"]
+    items = [
+        item
+        | {
+            "pk": {"S": partition(person.session(f"s{i}"))},
+            "active_at": {"S": f"2026-01-01T{i * 37 % 100 // 60:02}:{i * 37 % 100 % 60:02}Z"},
+        }
+        for i in range(number)
+    ]
+    for i in range(0, number, 25):
+        client.batch_write_item(RequestItems={TABLE: [{"PutRequest": {"Item": one}} for one in items[i : i + 25]]})
 
 
 class TestReading:
@@ -430,14 +468,7 @@ class TestDeleting:
 
 
 def items_of(person: Person, session: str = "talk") -> list[str]:
-    """Sort keys of everything that a session has in the table."""
-    found = person.service.store.client.query(
-        TableName=TABLE,
-        KeyConditionExpression="pk = :pk",
-        ExpressionAttributeValues={":pk": {"S": partition(person.session(session))}},
-        ConsistentRead=True,
-    )
-    return [item["sk"]["S"] for item in found["Items"]]
+    return keys_of(person.service.store.client, person.session(session))
 
 
 class TestForking:

@@ -7,7 +7,7 @@ import pytest
 from handlers import sweep
 from memory.codec import partition
 from memory.turns import Session, SessionNotFound
-from tests.conftest import TABLE, said, say
+from tests.conftest import TABLE, keys_of, said, say
 from tests.handlers.conftest import Context, Service, configure
 
 
@@ -31,13 +31,7 @@ def event(*sessions: Session, deleted_at: int = 0, kind: str = "MODIFY", sk: str
 
 
 def keys(service: Service, session: Session) -> list[str]:
-    found = service.store.client.query(
-        TableName=TABLE,
-        KeyConditionExpression="pk = :pk",
-        ExpressionAttributeValues={":pk": {"S": partition(session)}},
-        ConsistentRead=True,
-    )
-    return [item["sk"]["S"] for item in found["Items"]]
+    return keys_of(service.store.client, session)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from memory.turns import (
     take_turn,
     utc_now,
 )
-from tests.conftest import TABLE, Store, damage, exchange, said, say
+from tests.conftest import TABLE, Store, damage, exchange, keys_of, said, say
 
 
 class Clock:
@@ -443,7 +443,7 @@ async def test_a_rewrite_removes_all_that_it_replaced(store: Store, monkeypatch:
     log = store.log()
     window = await log.load(store.session(), token_limit=None)
     await log.rewrite(window, window.turns[6:])
-    assert keys_of(store) == ["TURN#000002#0000000001", "state"]
+    assert keys_of(store.client, store.session()) == ["TURN#000002#0000000001", "state"]
 
 
 async def test_a_table_that_is_not_there_is_unavailable(store: Store) -> None:
@@ -461,7 +461,7 @@ async def test_a_deleted_session_is_empty_at_once(store: Store) -> None:
     window = await store.log().load(store.session(), token_limit=None, request=asking("secret", "k"))
     assert (window.turns, window.answered, window.total_turns) == ((), None, 0)
     assert await store.listed() == []
-    assert keys_of(store) == ["state"]
+    assert keys_of(store.client, store.session()) == ["state"]
 
 
 async def test_a_turn_in_flight_does_not_outlive_a_delete(store: Store) -> None:
@@ -611,14 +611,14 @@ async def test_a_large_turn_that_was_overtaken_leaves_no_parts(real_store: Store
     large = old.completed(exchange("old", noise(1_000_000)), tokens=10, at=utc_now(), instance="test")
     with pytest.raises(LeaseLost):
         await real_store.log().commit(old, large)
-    assert keys_of(real_store) == ["TURN#000001#0000000001", "state"]
+    assert keys_of(real_store.client, real_store.session()) == ["TURN#000001#0000000001", "state"]
 
 
 async def test_a_large_turn_is_deleted_with_its_parts(real_store: Store) -> None:
     """A delete leaves nothing of a turn that was stored in parts."""
     await say(real_store.log(), real_store.session(), "tell me all", answer=noise(1_000_000))
     assert await real_store.log().delete(real_store.session())
-    assert keys_of(real_store) == ["state"]
+    assert keys_of(real_store.client, real_store.session()) == ["state"]
 
 
 async def test_a_large_turn_outside_the_window_costs_a_load_nothing(real_store: Store) -> None:
@@ -694,14 +694,3 @@ async def persistently(log: Any, session: Session, text: str) -> Any:
 def noise(size: int) -> str:
     """Text that does not compress, the same at each run."""
     return "".join(random.Random(size).choices([chr(c) for c in range(33, 127)], k=size))  # noqa: S311 - not a secret
-
-
-def keys_of(store: Store) -> list[str]:
-    """Sort keys of everything that the session has in the table."""
-    found = store.client.query(
-        TableName=TABLE,
-        KeyConditionExpression="pk = :pk",
-        ExpressionAttributeValues={":pk": {"S": codec.partition(store.session())}},
-        ConsistentRead=True,
-    )
-    return [item["sk"]["S"] for item in found["Items"]]
