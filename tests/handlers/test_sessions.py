@@ -16,7 +16,7 @@ from handlers.problems import Kind
 from handlers.settings import Settings
 from memory.codec import partition, turn_key
 from memory.turns import Session, utc_now
-from tests.conftest import TABLE, damage, keys_of, say
+from tests.conftest import TABLE, damage, keys_of, say, store_at
 from tests.handlers.conftest import Reply, Service, configure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -150,8 +150,12 @@ class TestListing:
         listed = ada.ids()
         assert (len(listed), set(listed)) == (7, made)
 
-    def test_ten_thousand_are_listed_while_others_become_active(self, ada: Person) -> None:
+    def test_ten_thousand_are_listed_while_others_become_active(
+        self, ada: Person, dynamodb_local: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Each session that was not active while the pages were read comes exactly once, among many of one minute."""
+        configure(monkeypatch, IDENTITY_SOURCES="jwt", DYNAMODB_ENDPOINT=dynamodb_local)  # in memory, and so fast
+        ada.service.store = store_at(dynamodb_local)
         ada.talk("hello", session="first", clock=lambda: utc_now() - timedelta(days=1))
         fill(ada, "first", 10_000)
         found: list[str] = []
@@ -228,7 +232,7 @@ class TestCursors:
 
 
 def fill(person: Person, model: str, number: int) -> None:
-    """Put so many sessions beside one that is there, like it but for their ids, with activities in a hundred minutes."""
+    """Put so many sessions beside one that is there: like it, and active in the one or other of a hundred minutes."""
     client = person.service.store.client
     key = {"pk": {"S": partition(person.session(model))}, "sk": {"S": "state"}}
     item = client.get_item(TableName=TABLE, Key=key)["Item"]
