@@ -11,7 +11,11 @@ import pytest
 import yaml
 
 import memory.table
+from handlers import chat as chat_module
+from handlers import sessions as sessions_module
 from handlers.settings import IdentitySource, Settings
+from local import stream
+from local.functions import function_for
 from memory.codec import STATE_KEY, TURN_PREFIX
 from memory.table import TABLE_SCHEMA
 
@@ -409,19 +413,10 @@ def _mapping(sweep: Resource) -> dict[str, Any]:
 
 
 def _passes(sweep: Resource, record: dict[str, Any]) -> bool:
-    """Whether Lambda would hand the stream's record to the function."""
-    return any(_matches(json.loads(each["Pattern"]), record) for each in _mapping(sweep)["FilterCriteria"]["Filters"])
-
-
-def _matches(pattern: Any, value: Any) -> bool:
-    match pattern:
-        case dict():
-            return isinstance(value, dict) and all(_matches(pattern[key], value.get(key)) for key in pattern)
-        case [{"exists": True}]:
-            return value is not None
-        case list():
-            return value in pattern
-    pytest.fail(f"not known here: {pattern!r}")
+    """Whether the stream's record gets to the function: in AWS, and on one machine, where the filters are the same."""
+    filters = _mapping(sweep)["FilterCriteria"]["Filters"]
+    assert [json.loads(each["Pattern"]) for each in filters] == list(stream.FILTERS)
+    return stream.passes(record)
 
 
 def _routes(function: Resource) -> set[str]:
@@ -608,6 +603,14 @@ class TestSigningSecret:
         )
 
 
+class TestEnvironment:
+    def test_names_settings_alone(self, template: dict[str, Any]) -> None:
+        """Every variable of a function is one that its code reads, or Powertools does."""
+        known = {name.upper() for name in Settings.model_fields} | {"POWERTOOLS_SERVICE_NAME"}
+        for function in _functions(template):
+            assert set(function["Environment"]["Variables"]) <= known
+
+
 class TestIdentityModes:
     def test_are_the_sources_of_the_function(self, template: dict[str, Any]) -> None:
         """Every identity source that an HTTP API can prove is offered, none that it cannot; the default is `token`."""
@@ -649,6 +652,18 @@ class TestIdentityModes:
         assert sorted(routes) == sorted(f"{method.upper()} {path}" for (path, method), _ in _operations(template))
         assert all("FunctionUrlConfig" not in function for function in _functions(template))
         assert of_type(template, "AWS::Lambda::Url") == {}
+
+    def test_send_each_route_to_the_function_that_has_it(self, template: dict[str, Any]) -> None:
+        """AWS and the local gateway agree on which function answers a route, and that function has it."""
+        routes = {
+            f"{function['Handler']}": {tuple(route.split(" ", 1)) for route in _routes(function)}
+            for function in _functions(template)
+        }
+        modules = {"handlers.chat.handler": chat_module, "handlers.sessions.handler": sessions_module}
+        for handler, module in modules.items():
+            assert routes[handler] == set(module.front.routes)
+            assert {function_for(*route).replace(":", ".") for route in routes[handler]} == {handler}
+        assert routes.keys() - modules.keys() == {"handlers.sweep.handler"}
 
     def test_jwt_is_for_one_issuer_and_its_audiences(self, template: dict[str, Any]) -> None:
         """A token is let in that the issuer made for one of the audiences."""

@@ -239,8 +239,9 @@ def test_the_events_with_a_token_are_answered(service: Service, name: str) -> No
 
 
 def test_every_example_event_is_tried() -> None:
-    """No event lies in `events/` that these tests do not know."""
-    assert {file.stem for file in EVENT_FILES} == {*EVENTS, *WITH_TOKEN}
+    """No event of the chat function lies in `events/` that these tests do not know."""
+    chat_events = {file.stem for file in EVENT_FILES if file.stem.startswith("chat")}
+    assert chat_events == {*EVENTS, *WITH_TOKEN}
 
 
 def test_a_rest_api_gets_its_cookie_too(service: Service) -> None:

@@ -16,7 +16,7 @@ from handlers.problems import Kind
 from handlers.settings import Settings
 from memory.codec import partition, turn_key
 from memory.turns import Session, utc_now
-from tests.conftest import TABLE, damage, keys_of, say, store_at
+from tests.conftest import EVENT_FILES, TABLE, damage, event_named, keys_of, say, store_at
 from tests.handlers.conftest import Reply, Service, configure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -615,6 +615,29 @@ def test_the_function_starts_without_llama_index() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 - a fixed command
     assert done.stdout.strip() == "[]"
+
+
+EVENTS = {
+    "sessions_create": ("jwt", 201),
+    "sessions_list": ("jwt", 200),
+    "sessions_url_list": ("iam", 200),
+    "sessions_rest_turns": ("cognito", 404),
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_the_events_of_the_examples_are_answered(service: Service, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """HTTP APIs, REST APIs and function URLs get through to the routes, by the identity that each of them proves."""
+    source, status = EVENTS[name]
+    configure(monkeypatch, IDENTITY_SOURCES=source)
+    reply = service.invoke(event_named(name))
+    assert (reply.status, reply.line["identity"]) == (status, source)
+    assert reply.body.get("type") in (None, Kind.SESSION_NOT_FOUND.urn)
+
+
+def test_every_example_event_is_tried() -> None:
+    """No event of the sessions function lies in `events/` that these tests do not know."""
+    assert {file.stem for file in EVENT_FILES if file.stem.startswith("sessions")} == {*EVENTS}
 
 
 class TestCors:

@@ -7,7 +7,7 @@ import pytest
 from handlers import sweep
 from memory.codec import partition
 from memory.turns import Session, SessionNotFound
-from tests.conftest import TABLE, keys_of, said, say
+from tests.conftest import TABLE, event_named, keys_of, said, say
 from tests.handlers.conftest import Context, Service, configure
 
 
@@ -68,6 +68,14 @@ def test_a_state_that_expired_takes_what_is_left_along(service: Service, large: 
     assert keys(service, large) == ["state"], "a tombstone, so that nobody takes a number that is being removed"
     with pytest.raises(SessionNotFound):
         service.run(service.store.log().delete(large))
+
+
+def test_the_event_of_the_example_is_understood(service: Service) -> None:
+    """Where there is nothing left to remove, nothing is written, not even of a session that never was."""
+    example = event_named("sweep_deleted_session")
+    assert sweep.handler(example, Context()) == {"batchItemFailures": []}  # type: ignore[arg-type]
+    pk = example["Records"][0]["dynamodb"]["Keys"]["pk"]
+    assert "Item" not in service.store.client.get_item(TableName=TABLE, Key={"pk": pk, "sk": {"S": "state"}})
 
 
 def test_it_waits_for_turns_in_flight(service: Service, large: Session, monkeypatch: pytest.MonkeyPatch) -> None:
