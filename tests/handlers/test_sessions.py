@@ -512,6 +512,13 @@ class TestForking:
         assert ada.send("POST", "/sessions/talk/fork", {"turn": turn}).status == status
         assert ada.ids() == ["talk"]
 
+    def test_a_fork_that_takes_too_long_is_none(self, ada: Person) -> None:
+        """Where the time ends first the answer is 503, and nothing of the new session is seen."""
+        ada.talk("one", "two")
+        reply = ada.send("POST", "/sessions/talk/fork", seconds=2.005)
+        assert (reply.status, reply.body["type"]) == (503, Kind.UNAVAILABLE.urn)
+        assert ada.ids() == ["talk"]
+
     def test_an_empty_session_cannot_be_forked(self, ada: Person) -> None:
         """There is no turn to branch off at."""
         assert ada.send("POST", f"/sessions/{ada.create()}/fork").status == 404
