@@ -60,7 +60,7 @@ class Front:
             return exchange.problem.result()
 
     def _resolver(self, exchange: Exchange) -> APIGatewayHttpResolver | APIGatewayRestResolver:
-        """Powertools' routing, for the one event: making it costs microseconds, and nothing is left of it."""
+        """Powertools' routing, for the one event: made in a fraction of a millisecond, and nothing is left of it."""
         version = APIGatewayRestResolver if exchange.event.get("version", "1.0") == "1.0" else APIGatewayHttpResolver
         resolver = version(cors=_cors(exchange.settings))
         for (method, path), answer in self.routes.items():
