@@ -113,6 +113,8 @@ def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
         item["supersedes"] = turn.supersedes
     if turn.archived:
         item["archived"] = turn.archived
+    if turn.deleted:
+        item["deleted"] = turn.deleted
     lasting = expiry(turn.expires_at)
     item |= lasting
     payload = json.dumps(turn.messages, ensure_ascii=False, separators=(",", ":")).encode()
@@ -158,6 +160,7 @@ def decode_turn(item: Mapping[str, Any], parts: Sequence[bytes] = ()) -> Turn:
             supersedes=int(item["supersedes"]) if "supersedes" in item else None,
             expires_at=_expires_at(item),
             archived=int(item.get("archived", 0)),
+            deleted=int(item.get("deleted", 0)),
         )
     except (KeyError, ValueError, TypeError, zlib.error) as error:
         raise DamagedTurn(f"{item.get('sk')} cannot be read") from error

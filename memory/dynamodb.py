@@ -214,12 +214,13 @@ class DynamoDBTurnLog:
             session, {}, count_up=["reserved"], condition=EXISTS, attempts=PERSISTENT
         )
         generation = int(counter["reserved"])
+        places: dict[int | None, int] = {turn.number: n for n, turn in enumerate(turns, 1)}
         turns = [
             replace(
                 turn,
                 generation=generation,
                 number=n,
-                supersedes=None,  # a number of before; what it superseded has that status by now
+                supersedes=places.get(turn.supersedes),
                 expires_at=turn.expires_at or claim.expires_at,
             )
             for n, turn in enumerate(turns, 1)

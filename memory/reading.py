@@ -94,6 +94,8 @@ class Reading:
         if number < self.state.deleted_through[0]:
             return False
         self._notice(item, number)
+        if 0 in self.followers:  # too late to answer it again, however far below it is
+            return False
         if self.token_limit is None or number >= self._to_regenerate > 0:
             return True
         if self.token_limit == 0 or number < self.state.archived_through[0] or codec.is_expired(item, self.now):
@@ -146,7 +148,9 @@ class Reading:
             raise SessionNotFound
         if self._to_regenerate in self.damaged:
             raise DamagedTurn("the turn to be answered again cannot be read")
-        if self.regenerated is None:
+        if 0 in self.followers:
+            raise NotTheNewestTurn
+        if self.regenerated is None or self.regenerated.deleted:
             raise TurnNotFound
         if not self.followers <= {to_supersede(self.regenerated)}:
             raise NotTheNewestTurn
@@ -159,11 +163,13 @@ def to_supersede(turn: Turn) -> int:
 
 def visible(turn: Turn, state: State, superseded: Collection[int]) -> Turn | None:
     """The turn as its owner sees it: without its deleted messages, with its archived ones counted."""
+    before = turn.deleted
     deleted, archived = (
-        len(turn.messages) if turn.number < number else messages if turn.number == number else 0
+        before + len(turn.messages) if turn.number < number else messages if turn.number == number else 0
         for number, messages in (state.deleted_through, state.archived_through)
     )
-    left = turn.messages[deleted:]
+    deleted, archived = max(deleted, before), max(archived, before + turn.archived)
+    left = turn.messages[deleted - before :]
     if turn.status is TurnStatus.VOID or not (left or turn.status is TurnStatus.FAILED):
         return None
     is_superseded = turn.status is TurnStatus.COMPLETE and turn.number in superseded
@@ -172,5 +178,5 @@ def visible(turn: Turn, state: State, superseded: Collection[int]) -> Turn | Non
         status=TurnStatus.SUPERSEDED if is_superseded else turn.status,
         messages=left,
         deleted=deleted,
-        archived=max(turn.archived, archived) - deleted if max(turn.archived, archived) > deleted else 0,
+        archived=max(archived - deleted, 0),
     )

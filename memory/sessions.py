@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from memory import codec
 from memory.codec import Item
-from memory.items import EXISTS, HELD, STATE_OUTLIVES, Items, new_token, one_line, state_expiry
+from memory.items import HELD, STATE_OUTLIVES, Items, new_token, one_line, state_expiry
 from memory.reading import visible
 from memory.table import INDEX, PERSISTENT, Refused
 from memory.turns import (
-    ConversationError,
     DamagedTurn,
     HistoryReplaced,
     Request,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 FIRST_GENERATION = 1
 COPIED_AT_ONCE = 25
 UNEXPIRED = "(attribute_not_exists(#expires_at) OR #expires_at > :now)"
-NOT_YET = "attribute_not_exists(#created_at)"
+UNBORN = f"{HELD} AND attribute_not_exists(#created_at)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +87,7 @@ class DynamoDBSessions:
 
         Raises RequestIdReused where another request made it.
         """
-        item = await self._unborn(session, asked)
-        item |= self._birth(session, title)
+        item = await self._unborn(session) | self._birth(session, title, asked)
         try:
             await self._table.put_new(item)
         except Refused as refusal:
@@ -153,15 +151,8 @@ class DynamoDBSessions:
         `superseded` is the turn that is known to be so by a newer one above the start. Who has read enough asks
         `unchanged` whether it still holds.
         """
-        lowest = codec.turn_key(state.generation, (start or 0) if oldest_first else 0)
-        highest = codec.turn_key(state.generation, codec.LAST_NUMBER if oldest_first or start is None else start)
-        pages = self._table.query(
-            "pk = :pk AND sk BETWEEN :lowest AND :highest",
-            {":pk": codec.partition(session), ":lowest": lowest, ":highest": highest},
-            oldest_first=oldest_first,
-            page_sizes=repeat(page_size) if page_size else None,
-        )
-        async with aclosing(pages), aclosing(_each(pages)) as items:
+        stored = self._stored(session, state, start, oldest_first=oldest_first, page_size=page_size)
+        async with aclosing(stored) as items:
             found = self._forwards(items, state) if oldest_first else self._backwards(items, state, superseded)
             async with aclosing(found):
                 async for entry in found:
@@ -182,30 +173,20 @@ class DynamoDBSessions:
         the source has no such turn, and HistoryReplaced where it was deleted or rewritten meanwhile.
         """
         state = await self.find(source)
-        holder = self._new_token()
-        item = await self._unborn(target, asked) | {"holder": holder} | codec.expiry(self._clock() + STATE_OUTLIVES)
         try:
-            await self._table.put_new(item)
+            holder, generation = await self._reserve(target)
         except Refused as refusal:
-            holder = refusal.item["holder"]
-            if refusal.item.get("created_at") or refusal.item.get("deleted_at"):
-                return self._made_before(refusal.item, asked), False
-        counter = await self._table.update_state(
-            target, {}, count_up=["reserved"], condition=EXISTS, attempts=PERSISTENT
-        )
-        generation = int(counter["reserved"])
+            return self._made_before(refusal.item, asked), False
         try:
             await self._copy(source, state, through, target, generation)
-            await self.unchanged(source, state)
-            made = await self._show(target, holder, generation, through, title or state.title)
-        except ConversationError:
+            born = self._birth(target, title or state.title, asked, turns=state)
+            made = await self._show(target, holder, generation, through, born)
+        except (SessionNotFound, TurnNotFound, HistoryReplaced):  # not TableUnavailable: it may have been shown then
             await self._sweep(target, generation, generation + 1)
             raise
-        if made is None:
+        except Refused as refusal:
             await self._sweep(target, generation, generation + 1)
-            return self._made_before(
-                await self._table.get(codec.partition(target), codec.STATE_KEY) or {}, asked
-            ), False
+            return self._made_before(refusal.item, asked), False
         await self._sweep(target, 0, generation)
         return made, True
 
@@ -233,12 +214,39 @@ class DynamoDBSessions:
             return refusal.item
         return item
 
+    async def _reserve(self, target: Session) -> tuple[str, int]:
+        """Hold the place of a session to be, and a generation in it. Raises Refused where the place is taken.
+
+        Attempts that were killed and others at the same time hold the place together: one of them will be shown.
+        """
+        lasting = codec.expiry(self._clock() + STATE_OUTLIVES)
+        item = await self._unborn(target) | lasting
+        try:
+            await self._table.put_new(item)
+        except Refused as refusal:
+            if refusal.item.get("created_at") or refusal.item.get("deleted_at"):
+                raise
+            item = refusal.item
+        counter = await self._table.update_state(
+            target,
+            lasting,
+            count_up=["reserved"],
+            condition=UNBORN,
+            seen={":seen": item["holder"]},
+            attempts=PERSISTENT,
+        )
+        return item["holder"], int(counter["reserved"])
+
     async def _copy(self, source: Session, state: State, through: int, target: Session, generation: int) -> None:
         """Write copies of the turns up to `through` into the target's generation, under their numbers."""
         items: list[Item] = []
         newest = 0
-        async with aclosing(self.history(source, state, start=through)) as entries:
-            async for entry in entries:
+        async with aclosing(self._stored(source, state, through)) as stored:
+            async for item in stored:
+                # As it is stored: a turn that supersedes it says so in the copy as well, if it is among them.
+                entry = await self._entry(item, state, 0)
+                if entry is None:
+                    continue
                 newest = newest or entry.number
                 if newest != through:
                     break
@@ -251,27 +259,51 @@ class DynamoDBSessions:
                 if len(items) >= COPIED_AT_ONCE:
                     await self._table.put_all(items)
                     items = []
+        await self._table.put_all(items)
+        await self.unchanged(source, state)
         if newest != through:
             raise TurnNotFound
-        await self._table.put_all(items)
 
-    async def _show(self, target: Session, holder: str, generation: int, number: int, title: str) -> State | None:
-        """Make a fork appear with all of its turns; None where another attempt was faster."""
+    async def _show(self, target: Session, holder: str, generation: int, number: int, born: Item) -> State:
+        """Make a fork appear with all of its turns. Raises Refused where another attempt was faster."""
         state = State(generation=generation, number=number, holder=self._new_token(), lease_until=self._clock())
-        values = codec.encode_state(state) | self._birth(target, title)
+        values = codec.encode_state(state) | born
         try:
             await self._table.update_state(
                 target,
                 values,
                 remove=[] if "expires_at" in values else ["expires_at"],
-                condition=f"{HELD} AND {NOT_YET}",
+                condition=UNBORN,
                 seen={":seen": holder},
                 attempts=PERSISTENT,
             )
         except Refused as refusal:
             if refusal.item.get("generation") != generation:
-                return None
+                raise
         return codec.decode_state(values)
+
+    async def _stored(
+        self,
+        session: Session,
+        state: State,
+        start: int | None,
+        *,
+        oldest_first: bool = False,
+        page_size: int | None = None,
+    ) -> AsyncGenerator[Item]:
+        """The items of all turns of a state's generation, from number `start` on."""
+        lowest = codec.turn_key(state.generation, (start or 0) if oldest_first else 0)
+        highest = codec.turn_key(state.generation, codec.LAST_NUMBER if oldest_first or start is None else start)
+        pages = self._table.query(
+            "pk = :pk AND sk BETWEEN :lowest AND :highest",
+            {":pk": codec.partition(session), ":lowest": lowest, ":highest": highest},
+            oldest_first=oldest_first,
+            page_sizes=repeat(page_size) if page_size else None,
+        )
+        async with aclosing(pages):
+            async for page in pages:
+                for item in page:
+                    yield item
 
     async def _backwards(self, items: AsyncGenerator[Item], state: State, known: int) -> AsyncGenerator[Entry]:
         """Newest first: what supersedes a turn came before it."""
@@ -307,26 +339,26 @@ class DynamoDBSessions:
             return Entry(number=number, turn=None)
         return Entry(number=number, turn=turn) if turn else None
 
-    async def _unborn(self, session: Session, asked: str) -> Item:
+    async def _unborn(self, session: Session) -> Item:
         """The state of a session that nobody sees yet."""
         partition = codec.partition(session)
-        item = self._stateless(partition, await self._next_generation(partition))
-        return item | ({"asked": asked} if asked else {})
+        return self._stateless(partition, await self._next_generation(partition))
 
     def _stateless(self, partition: str, generation: int) -> Item:
         """A state that says nothing but which generation comes next."""
         state = State(generation=generation, number=0, holder=self._new_token(), lease_until=self._clock())
         return {"pk": partition, "sk": codec.STATE_KEY, "reserved": generation, **codec.encode_state(state)}
 
-    def _birth(self, session: Session, title: str) -> Item:
-        """The attributes by which a session is seen."""
+    def _birth(self, session: Session, title: str, asked: str, *, turns: State | None = None) -> Item:
+        """The attributes by which a session is seen, for as long as the turns that it was given are kept."""
         now = self._clock()
         return {
             "owner": codec.owner_key(session.owner),
             "active_at": codec.minute(now),
             "created_at": codec.second(now),
+            "asked": asked,
             **({"title": one_line(title)} if title else {}),
-            **codec.expiry(state_expiry(self._retention, now)),
+            **codec.expiry(state_expiry(self._retention, now, turns)),
         }
 
     def _made_before(self, item: Item, asked: str) -> State:
@@ -334,7 +366,7 @@ class DynamoDBSessions:
         state = codec.decode_state(item) if item else None
         if state is None or not state.exists(self._clock()):
             raise SessionNotFound
-        if state.asked != asked:
+        if not asked or state.asked != asked:
             raise RequestIdReused
         return state
 
@@ -362,12 +394,6 @@ class DynamoDBSessions:
             "pk": codec.partition(Session(owner=owner, id=session_id)),
             "sk": codec.STATE_KEY,
         }
-
-
-async def _each(pages: AsyncGenerator[list[Item]]) -> AsyncGenerator[Item]:
-    async for page in pages:
-        for item in page:
-            yield item
 
 
 def _listed(item: Item) -> Listed:

@@ -1,23 +1,27 @@
 """The engines that tests run on, and the few ways in which all of them speak to a turn log."""
 
+import asyncio
 import hashlib
 import json
 import os
+import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
 
 from local import engine
 from memory import codec
-from memory.dynamodb import DynamoDBTurnLog
+from memory.dynamodb import LEASE, DynamoDBTurnLog
 from memory.sessions import DynamoDBSessions
 from memory.table import connect, create_table
-from memory.turns import Request, Session, Turn, Window, take_turn, utc_now
+from memory.turns import Claim, Request, Session, Turn, Window, take_turn, utc_now
 
 TABLE = "rehydrate"
 EVENT_FILES = sorted((Path(__file__).parent.parent / "events").glob("*.json"))
@@ -85,6 +89,98 @@ class Store:
         return Session(owner=self.owner, id=name)
 
 
+class Clock:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = utc_now()
+
+    def __call__(self) -> Any:
+        return self.now
+
+    def pass_lease(self) -> None:
+        self.now += LEASE + timedelta(seconds=1)
+
+
+class LosingClient:
+    """A client whose calls of one operation are applied, and the response to one of them (or more) gets lost.
+
+    `meanwhile` is what somebody else does before the loss is noticed; `calls` are the arguments of all of them.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        operation: str,
+        *,
+        skip: int = 0,
+        meanwhile: Callable[[], Coroutine[Any, Any, Any]] | None = None,
+    ) -> None:
+        self._client, self._operation, self._skip, self._meanwhile = client, operation, skip, meanwhile
+        self.calls: list[dict[str, Any]] = []
+        self.lost = 0
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+        if name != self._operation:
+            return call
+
+        def losing(**arguments: Any) -> Any:
+            self.calls.append(arguments)
+            result = call(**arguments)
+            if len(self.calls) == self._skip + 1:
+                self.lost += 1
+                if self._meanwhile:
+                    asyncio.run(self._meanwhile())
+                raise ReadTimeoutError(endpoint_url="http://lost")
+            return result
+
+        return losing
+
+
+class Killed(BaseException):
+    """The process ends here: nothing of it catches this, and nothing tidies up."""
+
+
+class InterruptedClient:
+    """A client before whose k-th call something else happens; where that kills the process, no later call is made."""
+
+    def __init__(self, client: Any, at: int, happens: Callable[[], None]) -> None:
+        self._client, self._at, self._happens = client, at, happens
+        self.calls = 0
+        self.killed = False
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        def interrupted(**arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls == self._at or self.killed:
+                try:
+                    self._happens()
+                except Killed:
+                    self.killed = True
+                    raise
+            return call(**arguments)
+
+        return interrupted
+
+    @property
+    def reached(self) -> bool:
+        """Whether there was a k-th call."""
+        return self.calls >= self._at
+
+
+def killed() -> None:
+    """What happens to a process before a call that it never makes."""
+    raise Killed
+
+
+def meanwhile(step: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], None]:
+    """What somebody else does before a call is made."""
+    return lambda: asyncio.run(step())
+
+
 def store_at(endpoint: str | None) -> Store:
     client = connect(endpoint)
     create_table(client, TABLE)
@@ -133,8 +229,7 @@ async def say(
     answer: str | None = None,
 ) -> Turn:
     """One whole turn, as the handler takes it."""
-    request = Request(id=key or uuid.uuid4().hex, body_hash=hashlib.sha256(text.encode()).hexdigest()[:32])
-    window, claim = await take_turn(log, session, request, token_limit=limit, patience=20, title=text)
+    window, claim = await take_turn(log, session, asking(text, key), token_limit=limit, patience=20, title=text)
     if claim is None:
         assert window.answered
         return window.answered
@@ -142,26 +237,49 @@ async def say(
     return await log.commit(claim, claim.completed(messages, tokens=tokens, at=utc_now(), instance="test"))
 
 
+async def answer_again(
+    log: DynamoDBTurnLog,
+    session: Session,
+    number: int,
+    answer: str,
+    *,
+    key: str | None = None,
+    tokens: int = 10,
+    limit: int = 10_000,
+) -> Turn:
+    """Another answer to a turn, as the handler gives it."""
+    window, claim = await take_turn(log, session, asking_again(number, key), token_limit=limit, patience=20)
+    if claim is None:
+        assert window.answered
+        return window.answered
+    assert window.regenerated
+    messages = [window.regenerated.messages[0], text_message("assistant", answer)]
+    return await log.commit(claim, claim.completed(messages, tokens=tokens, at=utc_now(), instance="test"))
+
+
+async def fail(log: DynamoDBTurnLog, session: Session, text: str, *, again: int | None = None) -> Turn:
+    """A turn that got no answer, or one more answer that was never given to the turn number `again`."""
+    request = asking_again(again) if again else asking(text)
+    _, claim = await take_turn(log, session, request, token_limit=10_000, patience=20)
+    assert claim
+    messages = [text_message("user", text)]
+    return await log.commit(claim, claim.failed("model_error", messages, at=utc_now(), instance="test"))
+
+
 def said(window: Window) -> list[str]:
     """What the user said in the turns of a window, oldest first."""
     return [turn.messages[0]["blocks"][0]["text"] for turn in window.turns]
+
+
+def answers(window: Window) -> list[str]:
+    """What was answered in the turns of a window, oldest first."""
+    return [turn.answer for turn in window.turns]
 
 
 def event_named(name: str) -> dict[str, Any]:
     """An event of `events/`."""
     event: dict[str, Any] = json.loads((Path(__file__).parent.parent / "events" / f"{name}.json").read_text())
     return event
-
-
-def keys_of(client: Any, session: Session) -> list[str]:
-    """Sort keys of everything that a session has in the table."""
-    found = client.query(
-        TableName=TABLE,
-        KeyConditionExpression="pk = :pk",
-        ExpressionAttributeValues={":pk": {"S": codec.partition(session)}},
-        ConsistentRead=True,
-    )
-    return [item["sk"]["S"] for item in found["Items"]]
 
 
 def damage(store: Store, number: int, attribute: str, value: Any, *, session: Session | None = None) -> None:
@@ -173,3 +291,48 @@ def damage(store: Store, number: int, attribute: str, value: Any, *, session: Se
         ExpressionAttributeNames={"#a": attribute},
         ExpressionAttributeValues={":v": value},
     )
+
+
+def asking(text: str, key: str | None = None) -> Request:
+    return Request(id=key or uuid.uuid4().hex, body_hash=hashlib.sha256(text.encode()).hexdigest()[:32])
+
+
+def asking_again(number: int, key: str | None = None) -> Request:
+    return Request(id=key or uuid.uuid4().hex, body_hash=f"again {number}", regenerates=number)
+
+
+async def claimed(store: Store, session: Session, request: Request, **options: Any) -> Claim:
+    """A claim whose holder never came back."""
+    log = store.log(**options)
+    return await log.claim(await log.load(session, token_limit=1000), request)
+
+
+def completed(claim: Claim, text: str) -> Any:
+    return claim.completed(exchange(text, f"answer to {text}"), tokens=10, at=utc_now(), instance="test")
+
+
+def noise(size: int) -> str:
+    """Text that does not compress, the same at each run."""
+    return "".join(random.Random(size).choices([chr(c) for c in range(33, 127)], k=size))  # noqa: S311 - not a secret
+
+
+def items_of(store: Store, session: Session | None = None) -> dict[str, dict[str, Any]]:
+    """Everything that the session has in the table, by sort key, as the table keeps it."""
+    found = store.client.query(
+        TableName=TABLE,
+        KeyConditionExpression="pk = :pk",
+        ExpressionAttributeValues={":pk": {"S": codec.partition(session or store.session())}},
+        ConsistentRead=True,
+    )
+    return {item["sk"]["S"]: item for item in found["Items"]}
+
+
+def keys_of(store: Store, session: Session | None = None) -> list[str]:
+    """Sort keys of everything that the session has in the table."""
+    return list(items_of(store, session))
+
+
+def forget(store: Store, sort_key: str, session: Session | None = None) -> None:
+    """Remove an item, as DynamoDB does at some time after it has expired."""
+    key = {"pk": {"S": codec.partition(session or store.session())}, "sk": {"S": sort_key}}
+    store.client.delete_item(TableName=TABLE, Key=key)

@@ -20,7 +20,7 @@ from memory.codec import STATE_KEY
 from memory.dynamodb import DynamoDBTurnLog
 from memory.table import connect
 from memory.turns import Session
-from tests.conftest import TABLE, keys_of, say
+from tests.conftest import TABLE, Store, keys_of, say
 from tests.stack import Stack, running
 
 CHECKED = [
@@ -219,6 +219,7 @@ def test_forks_under_one_key_are_one(stack: Stack, ada: Caller) -> None:
 def test_the_sweeper_removes_what_a_request_cannot(stack: Stack, ada: Caller) -> None:
     """A large session is out of sight at once, with 202, and out of the table soon after without another request."""
     client = connect(stack.engine)
+    store = Store(client=client, owner="")
     name = ada.send("POST", "/sessions").json()["id"]
     session = session_named(client, name)
 
@@ -233,8 +234,8 @@ def test_the_sweeper_removes_what_a_request_cannot(stack: Stack, ada: Caller) ->
     reply = ada.send("DELETE", f"/sessions/{name}")
     assert (reply.status_code, reply.json()["finished"]) == (202, False)
     assert ada.send("GET", f"/sessions/{name}").status_code == 404
-    assert len(keys_of(client, session)) > 1
-    eventually(lambda: keys_of(client, session) == [STATE_KEY], "the sweeper removes the rest")
+    assert len(keys_of(store, session)) > 1
+    eventually(lambda: keys_of(store, session) == [STATE_KEY], "the sweeper removes the rest")
 
 
 def session_named(client: Any, name: str) -> Session:

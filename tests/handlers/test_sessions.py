@@ -472,7 +472,7 @@ class TestDeleting:
 
 
 def items_of(person: Person, session: str = "talk") -> list[str]:
-    return keys_of(person.service.store.client, person.session(session))
+    return keys_of(person.service.store, person.session(session))
 
 
 class TestForking:

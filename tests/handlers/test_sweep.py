@@ -31,7 +31,7 @@ def event(*sessions: Session, deleted_at: int = 0, kind: str = "MODIFY", sk: str
 
 
 def keys(service: Service, session: Session) -> list[str]:
-    return keys_of(service.store.client, session)
+    return keys_of(service.store, session)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from memory.chat_store import DynamoDBChatStore, TurnChatStore, count_tokens, turn_memory
 from memory.turns import DamagedTurn
-from tests.conftest import Store, damage, say
+from tests.conftest import Store, answer_again, damage, fail, say
 
 ACTIVE, ARCHIVED = MessageStatus.ACTIVE, MessageStatus.ARCHIVED
 Steps = Callable[[AsyncDBChatStore], Awaitable[Any]]
@@ -358,3 +358,16 @@ def test_tool_calls_count_as_tokens() -> None:
     """A tool call takes room in the model's context, and so it does in a window."""
     call = ToolCallBlock(tool_call_id="1", tool_name="total", tool_kwargs={"numbers": list(range(200))})
     assert count_tokens([ChatMessage(role="assistant", blocks=[call])]) > 200
+
+
+async def test_answers_that_were_given_again_are_not_messages(store: Store, chat_store: DynamoDBChatStore) -> None:
+    """LlamaIndex sees the last answer to a question, before and after it removes another message."""
+    session = store.session("k")
+    for text in "ab":
+        await say(store.log(), session, text)
+    await answer_again(store.log(), session, 2, "again")
+    await fail(store.log(), session, "b", again=3)
+    assert texts(await chat_store.get_messages("k")) == "aanswer to abagain"
+    await chat_store.delete_message("k", 1)
+    assert texts(await chat_store.get_messages("k")) == "abagain"
+    assert [turn.answer for turn in (await store.log().load(session, token_limit=1000)).turns][-1] == "again"

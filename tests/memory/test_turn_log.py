@@ -1,96 +1,55 @@
 """The contract of a TurnLog: what `memory.turns` promises, on every engine that is fit to show it."""
 
 import asyncio
-import hashlib
-import random
 import uuid
-from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError
 
 from memory import codec, items
 from memory.dynamodb import LEASE
 from memory.turns import (
-    Claim,
     ClaimRefused,
     DamagedTurn,
     LeaseLost,
-    Request,
+    NotTheNewestTurn,
     RequestIdReused,
     Session,
+    SessionNotFound,
     TableUnavailable,
     TurnInProgress,
+    TurnNotFound,
     TurnStatus,
+    Window,
     take_turn,
     utc_now,
 )
-from tests.conftest import TABLE, Store, damage, exchange, keys_of, said, say
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    def __init__(self) -> None:
-        self.now = utc_now()
-
-    def __call__(self) -> Any:
-        return self.now
-
-    def pass_lease(self) -> None:
-        self.now += LEASE + timedelta(seconds=1)
-
-
-class LosingClient:
-    """A client whose calls of one operation are applied, and the response to one of them (or more) gets lost.
-
-    `meanwhile` is what somebody else does before the loss is noticed; `calls` are the arguments of all of them.
-    """
-
-    def __init__(
-        self,
-        client: Any,
-        operation: str,
-        *,
-        skip: int = 0,
-        meanwhile: Callable[[], Coroutine[Any, Any, Any]] | None = None,
-    ) -> None:
-        self._client, self._operation, self._skip, self._meanwhile = client, operation, skip, meanwhile
-        self.calls: list[dict[str, Any]] = []
-        self.lost = 0
-
-    def __getattr__(self, name: str) -> Any:
-        call = getattr(self._client, name)
-        if name != self._operation:
-            return call
-
-        def losing(**arguments: Any) -> Any:
-            self.calls.append(arguments)
-            result = call(**arguments)
-            if len(self.calls) == self._skip + 1:
-                self.lost += 1
-                if self._meanwhile:
-                    asyncio.run(self._meanwhile())
-                raise ReadTimeoutError(endpoint_url="http://lost")
-            return result
-
-        return losing
-
-
-def asking(text: str, key: str | None = None) -> Request:
-    return Request(id=key or uuid.uuid4().hex, body_hash=hashlib.sha256(text.encode()).hexdigest()[:32])
-
-
-async def claimed(store: Store, session: Session, request: Request, **options: Any) -> Claim:
-    """A claim whose holder never came back."""
-    log = store.log(**options)
-    return await log.claim(await log.load(session, token_limit=1000), request)
-
-
-def completed(claim: Claim, text: str) -> Any:
-    return claim.completed(exchange(text, f"answer to {text}"), tokens=10, at=utc_now(), instance="test")
+from tests.conftest import (
+    TABLE,
+    Clock,
+    InterruptedClient,
+    Killed,
+    LosingClient,
+    Store,
+    answer_again,
+    asking,
+    asking_again,
+    claimed,
+    completed,
+    damage,
+    exchange,
+    fail,
+    forget,
+    items_of,
+    keys_of,
+    killed,
+    noise,
+    said,
+    say,
+)
 
 
 async def test_a_stored_turn_is_read_back_as_it_was(store: Store) -> None:
@@ -443,7 +402,7 @@ async def test_a_rewrite_removes_all_that_it_replaced(store: Store, monkeypatch:
     log = store.log()
     window = await log.load(store.session(), token_limit=None)
     await log.rewrite(window, window.turns[6:])
-    assert keys_of(store.client, store.session()) == ["TURN#000002#0000000001", "state"]
+    assert keys_of(store) == ["TURN#000002#0000000001", "state"]
 
 
 async def test_a_table_that_is_not_there_is_unavailable(store: Store) -> None:
@@ -461,7 +420,7 @@ async def test_a_deleted_session_is_empty_at_once(store: Store) -> None:
     window = await store.log().load(store.session(), token_limit=None, request=asking("secret", "k"))
     assert (window.turns, window.answered, window.total_turns) == ((), None, 0)
     assert await store.listed() == []
-    assert keys_of(store.client, store.session()) == ["state"]
+    assert keys_of(store) == ["state"]
 
 
 async def test_a_turn_in_flight_does_not_outlive_a_delete(store: Store) -> None:
@@ -611,14 +570,14 @@ async def test_a_large_turn_that_was_overtaken_leaves_no_parts(real_store: Store
     large = old.completed(exchange("old", noise(1_000_000)), tokens=10, at=utc_now(), instance="test")
     with pytest.raises(LeaseLost):
         await real_store.log().commit(old, large)
-    assert keys_of(real_store.client, real_store.session()) == ["TURN#000001#0000000001", "state"]
+    assert keys_of(real_store) == ["TURN#000001#0000000001", "state"]
 
 
 async def test_a_large_turn_is_deleted_with_its_parts(real_store: Store) -> None:
     """A delete leaves nothing of a turn that was stored in parts."""
     await say(real_store.log(), real_store.session(), "tell me all", answer=noise(1_000_000))
     assert await real_store.log().delete(real_store.session())
-    assert keys_of(real_store.client, real_store.session()) == ["state"]
+    assert keys_of(real_store) == ["state"]
 
 
 async def test_a_large_turn_outside_the_window_costs_a_load_nothing(real_store: Store) -> None:
@@ -691,6 +650,447 @@ async def persistently(log: Any, session: Session, text: str) -> Any:
             await asyncio.sleep(0.05)
 
 
-def noise(size: int) -> str:
-    """Text that does not compress, the same at each run."""
-    return "".join(random.Random(size).choices([chr(c) for c in range(33, 127)], k=size))  # noqa: S311 - not a secret
+# Answered again
+
+
+def answered(window: Window) -> dict[int, str]:
+    """The answers of a window by the numbers of their turns."""
+    return {turn.number: turn.answer for turn in window.turns}
+
+
+async def test_a_turn_is_answered_again_in_view_of_what_came_before_it(store: Store) -> None:
+    """The window for another answer holds the turns before the one it is for, and that one apart."""
+    for text in "abc":
+        await say(store.log(), store.session(), text)
+    window = await store.log().load(store.session(), token_limit=1000, request=asking_again(3))
+    assert said(window) == ["a", "b"]
+    assert window.regenerated
+    assert (window.regenerated.number, window.regenerated.answer) == (3, "answer to c")
+    assert (window.next_number, window.size.turns, window.size.tokens) == (4, 2, 20)
+
+
+async def test_another_answer_takes_the_place_of_the_one_before(store: Store) -> None:
+    """From then on the window has the newest answer only, however often one was given; the history has them all."""
+    log, session = store.log(), store.session()
+    for text in "ab":
+        await say(log, session, text)
+    for number in (2, 3):
+        turn = await answer_again(log, session, number, f"not as in {number}")
+        assert (turn.number, turn.supersedes) == (number + 1, number)
+    assert answered(await log.load(session, token_limit=1000)) == {1: "answer to a", 4: "not as in 3"}
+    history = (await log.load(session, token_limit=None)).turns
+    assert [turn.status for turn in history] == [
+        TurnStatus.COMPLETE,
+        TurnStatus.SUPERSEDED,
+        TurnStatus.SUPERSEDED,
+        TurnStatus.COMPLETE,
+    ]
+    again = await log.load(session, token_limit=1000, request=asking_again(4))
+    assert answered(again) == {1: "answer to a"}
+    assert (await say(log, session, "c")).window.turns == 2
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_only_the_newest_turn_is_answered_again(store: Store, number: int) -> None:
+    """A turn that another one followed, or took the place of, keeps its answer."""
+    for text in "ab":
+        await say(store.log(), store.session(), text)
+    await answer_again(store.log(), store.session(), 2, "again")
+    with pytest.raises(NotTheNewestTurn):
+        await store.log().load(store.session(), token_limit=1000, request=asking_again(number))
+
+
+async def test_a_turn_that_a_failed_question_followed_is_not_the_newest(store: Store) -> None:
+    """Something else was asked after it, though no answer came of that."""
+    await say(store.log(), store.session(), "a")
+    await fail(store.log(), store.session(), "b")
+    with pytest.raises(NotTheNewestTurn):
+        await store.log().load(store.session(), token_limit=1000, request=asking_again(1))
+
+
+async def test_to_refuse_another_answer_costs_little_however_far_back_it_is(real_store: Store) -> None:
+    """Who wants the first of many turns answered again is told so from the newest ones."""
+    for i in range(60):
+        await say(real_store.log(), real_store.session(), str(i), answer=noise(2000), limit=0)
+    log = real_store.log()
+    with pytest.raises(NotTheNewestTurn):
+        await log.load(real_store.session(), token_limit=1000, request=asking_again(1))
+    assert log.usage.calls == 1
+
+
+async def test_what_is_not_there_is_not_answered_again(store: Store) -> None:
+    """A number that no turn has is no turn; and where there is no session, there is none in it."""
+    with pytest.raises(SessionNotFound):
+        await store.log().load(store.session(), token_limit=1000, request=asking_again(1))
+    await say(store.log(), store.session(), "a")
+    with pytest.raises(TurnNotFound):
+        await store.log().load(store.session(), token_limit=1000, request=asking_again(2))
+    await store.log().delete(store.session())
+    with pytest.raises(SessionNotFound):
+        await store.log().load(store.session(), token_limit=1000, request=asking_again(1))
+
+
+async def test_a_turn_without_its_question_is_not_answered_again(store: Store) -> None:
+    """Where the user's message was deleted, nothing is left to answer."""
+    log = store.log()
+    await say(log, store.session(), "a")
+    await log.mark(await log.load(store.session(), token_limit=None), deleted=(1, 1))
+    with pytest.raises(TurnNotFound):
+        await log.load(store.session(), token_limit=1000, request=asking_again(1))
+
+
+async def test_a_turn_that_cannot_be_read_is_not_answered_again(store: Store) -> None:
+    """That is an error, and neither an empty question nor a turn that is not there."""
+    await say(store.log(), store.session(), "a")
+    damage(store, 1, "payload", {"B": b"not json"})
+    with pytest.raises(DamagedTurn):
+        await store.log().load(store.session(), token_limit=1000, request=asking_again(1))
+
+
+async def test_another_answer_that_failed_leaves_the_one_before(store: Store) -> None:
+    """It supersedes nothing: windows go on with the old answer."""
+    for text in "ab":
+        await say(store.log(), store.session(), text)
+    await fail(store.log(), store.session(), "b", again=2)
+    window = await store.log().load(store.session(), token_limit=1000)
+    assert answered(window) == {1: "answer to a", 2: "answer to b"}
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+async def test_after_a_failed_attempt_the_turn_can_be_answered_again(store: Store, number: int) -> None:
+    """Under its own number or that of any failed attempt: what is superseded is always the turn that has an answer."""
+    log, session = store.log(), store.session()
+    for text in "ab":
+        await say(log, session, text)
+    await fail(log, session, "b", again=2)
+    await fail(log, session, "b", again=3)
+    window = await log.load(session, token_limit=1000, request=asking_again(number))
+    assert answered(window) == {1: "answer to a"}
+    assert (await answer_again(log, session, number, "at last")).supersedes == 2
+    assert answered(await log.load(session, token_limit=1000)) == {1: "answer to a", 5: "at last"}
+
+
+@pytest.mark.parametrize("number", [2, 3])
+async def test_a_question_that_got_no_answer_is_asked_again(store: Store, number: int) -> None:
+    """A failed turn is answered as any other; it stays a failed one in the history."""
+    log, session = store.log(), store.session()
+    await say(log, session, "a")
+    await fail(log, session, "b")
+    await fail(log, session, "b", again=2)
+    turn = await answer_again(log, session, number, "at last")
+    assert (turn.number, turn.supersedes) == (4, 2)
+    assert answered(await log.load(session, token_limit=1000)) == {1: "answer to a", 4: "at last"}
+    history = (await log.load(session, token_limit=None)).turns
+    assert [turn.status for turn in history] == [
+        TurnStatus.COMPLETE,
+        TurnStatus.FAILED,
+        TurnStatus.FAILED,
+        TurnStatus.COMPLETE,
+    ]
+
+
+async def test_the_same_wish_for_another_answer_is_granted_once(store: Store) -> None:
+    """A copy of the request gets the stored answer, though its turn is no longer the newest."""
+    await say(store.log(), store.session(), "a")
+    first = await answer_again(store.log(), store.session(), 1, "again", key="k")
+    await say(store.log(), store.session(), "b")
+    assert await answer_again(store.log(), store.session(), 1, "and again", key="k") == first
+    assert (await store.log().load(store.session(), token_limit=1000)).total_turns == 3
+
+
+async def test_the_request_of_a_superseded_turn_is_not_answered_anew(store: Store) -> None:
+    """A late copy of the first request gets the answer that was given to it."""
+    first = await say(store.log(), store.session(), "a", key="k")
+    await answer_again(store.log(), store.session(), 1, "again")
+    again = await say(store.log(), store.session(), "a", key="k")
+    assert (again.number, again.answer) == (1, first.answer)
+
+
+async def test_of_two_wishes_for_another_answer_one_is_granted(real_store: Store) -> None:
+    """The other one learns that its turn is not the newest any more."""
+    await say(real_store.log(), real_store.session(), "a")
+    outcomes = await asyncio.gather(
+        *(answer_again(real_store.log(), real_store.session(), 1, str(i)) for i in range(4)), return_exceptions=True
+    )
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NotTheNewestTurn"] * 3 + ["Turn"]
+    assert list(answered(await real_store.log().load(real_store.session(), token_limit=1000))) == [2]
+
+
+async def test_a_wish_for_another_answer_waits_for_a_turn_in_progress(store: Store) -> None:
+    """Nobody is told that his turn is the newest while another one is being answered."""
+    await say(store.log(), store.session(), "a")
+    await claimed(store, store.session(), asking("b"))
+    with pytest.raises(TurnInProgress):
+        await take_turn(store.log(), store.session(), asking_again(1), token_limit=1000, patience=0)
+
+
+async def test_superseded_turns_take_no_room_in_a_window(store: Store) -> None:
+    """Neither the turn to be answered again counts, nor those that it or a later one took the place of."""
+    log, session = store.log(), store.session()
+    for text in "ab":
+        await say(log, session, text, tokens=10)
+    await say(log, session, "c", tokens=500)
+    await answer_again(log, session, 3, "again", tokens=500)
+    for request in (None, asking_again(4)):
+        window = await log.load(session, token_limit=20, request=request)
+        assert answered(window) == ({} if request is None else {1: "answer to a", 2: "answer to b"})
+    await answer_again(log, session, 4, "short", tokens=10)
+    assert answered(await log.load(session, token_limit=20)) == {2: "answer to b", 5: "short"}
+
+
+async def test_a_window_without_room_can_still_be_answered_again(store: Store) -> None:
+    """The turn to be answered again is found however small the limit is."""
+    await say(store.log(), store.session(), "a", tokens=500)
+    turn = await answer_again(store.log(), store.session(), 1, "again", limit=0)
+    assert (turn.supersedes, turn.window.turns) == (1, 0)
+
+
+async def test_a_rewrite_keeps_what_was_superseded_out_of_windows(store: Store) -> None:
+    """Under their new numbers the old answers stay what they were."""
+    log, session = store.log(), store.session()
+    await say(log, session, "gone")
+    await say(log, session, "a")
+    await answer_again(log, session, 2, "again")
+    window = await log.load(session, token_limit=None)
+    await log.rewrite(window, window.turns[1:])
+    assert answered(await log.load(session, token_limit=1000)) == {2: "again"}
+    history = (await log.load(session, token_limit=None)).turns
+    assert [(turn.number, turn.status) for turn in history] == [(1, TurnStatus.SUPERSEDED), (2, TurnStatus.COMPLETE)]
+    await answer_again(log, session, 2, "and again")
+    assert answered(await log.load(session, token_limit=1000)) == {3: "and again"}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_rewrite_keeps_what_a_failed_attempt_was_for(store: Store, number: int) -> None:
+    """Answered again after the rewrite, it supersedes the turn that has the answer, under the number it has now."""
+    log, session = store.log(), store.session()
+    await say(log, session, "gone")
+    await say(log, session, "a")
+    await fail(log, session, "a", again=2)
+    window = await log.load(session, token_limit=None)
+    await log.rewrite(window, window.turns[1:])
+    await answer_again(log, session, number, "at last")
+    assert answered(await log.load(session, token_limit=1000)) == {3: "at last"}
+
+
+async def test_a_rewrite_keeps_turns_that_are_not_whole_out_of_windows(store: Store) -> None:
+    """A turn that lost its first message is never taken for one that began with the second."""
+    log, session = store.log(), store.session()
+    for text in "ab":
+        await say(log, session, text)
+    await log.mark(await log.load(session, token_limit=None), deleted=(1, 1))
+    window = await log.load(session, token_limit=None)
+    await log.rewrite(window, window.turns)
+    assert said(await log.load(session, token_limit=1000)) == ["b"]
+    history = (await log.load(session, token_limit=None)).turns
+    assert [(turn.deleted, len(turn.messages)) for turn in history] == [(1, 1), (0, 2)]
+
+
+# Kept for a time
+
+
+DAY = timedelta(days=1)
+
+
+def expiries(store: Store) -> dict[str, int | None]:
+    """When the items of the session expire, by sort key."""
+    return {
+        key: int(item["expires_at"]["N"]) if "expires_at" in item else None for key, item in items_of(store).items()
+    }
+
+
+async def test_an_expired_turn_is_read_by_nobody_though_it_is_there(store: Store) -> None:
+    """From the second on in which it expires it is in no window and no history, and answers no request."""
+    clock = Clock()
+    log = store.log(clock=clock, retention=DAY)
+    turn = await say(log, store.session(), "a", key="k")
+    assert turn.expires_at
+    clock.now = turn.expires_at - timedelta(milliseconds=1)
+    for limit in (1000, None):
+        assert said(await log.load(store.session(), token_limit=limit)) == ["a"]
+    clock.now = turn.expires_at
+    for limit in (0, 1000, None):
+        window = await log.load(store.session(), token_limit=limit, request=asking("a", "k"))
+        assert (window.turns, window.answered) == ((), None)
+    with pytest.raises(TurnNotFound):
+        await log.load(store.session(), token_limit=1000, request=asking_again(1))
+    assert codec.turn_key(1, 1) in keys_of(store)
+    assert (await say(log, store.session(), "a", key="k")).number == 2
+
+
+async def test_a_window_ends_at_a_turn_that_expired(store: Store) -> None:
+    """No window has a hole: what is older than an expired turn is not shown, though it may be kept for longer."""
+    clock = Clock()
+    await say(store.log(clock=clock), store.session(), "a")
+    await say(store.log(clock=clock, retention=DAY), store.session(), "b")
+    clock.now += 2 * DAY
+    log = store.log(clock=clock, retention=DAY)
+    await say(log, store.session(), "c")
+    assert said(await log.load(store.session(), token_limit=1000)) == ["c"]
+    assert said(await log.load(store.session(), token_limit=None)) == ["a", "c"]
+
+
+async def test_a_state_outlives_its_turns(store: Store) -> None:
+    """Whatever DynamoDB removes first, no turn is left that a new state would not know of."""
+    clock = Clock()
+    log = store.log(clock=clock, retention=DAY)
+    for text in "abc":
+        clock.now += timedelta(seconds=50)
+        await say(log, store.session(), text)
+    found = expiries(store)
+    last = found.pop("state")
+    assert last
+    assert all(expiry is not None and last > expiry + 12 * 3600 for expiry in found.values())
+
+
+async def test_what_older_turns_were_promised_is_kept(store: Store) -> None:
+    """A shorter retention holds for the turns that come after: the session is there until the last one expires."""
+    clock = Clock()
+    begin = clock.now
+    await say(store.log(clock=clock, retention=30 * DAY), store.session(), "a")
+    log = store.log(clock=clock, retention=DAY)
+    turn = await say(log, store.session(), "b")
+    assert turn.expires_at
+    assert turn.expires_at < begin + 2 * DAY
+    clock.now = begin + 29 * DAY
+    assert said(await log.load(store.session(), token_limit=None)) == ["a"]
+    assert (await log.load(store.session(), token_limit=None)).live
+
+
+async def test_a_session_that_was_kept_for_good_stays(store: Store) -> None:
+    """Turns from before there was a retention are kept, and so is their state."""
+    await say(store.log(), store.session(), "a")
+    await say(store.log(retention=DAY), store.session(), "b")
+    found = expiries(store)
+    assert (found[codec.turn_key(1, 1)], found["state"]) == (None, None)
+    assert found[codec.turn_key(1, 2)]
+
+
+async def test_a_session_that_is_kept_for_good_from_now_on_does_not_expire(store: Store) -> None:
+    """Without a retention a claim takes the expiry off the state."""
+    await say(store.log(retention=DAY), store.session(), "a")
+    await say(store.log(), store.session(), "b")
+    found = expiries(store)
+    assert (found[codec.turn_key(1, 2)], found["state"]) == (None, None)
+
+
+async def test_nothing_expires_without_a_retention(store: Store) -> None:
+    """Neither turns nor parts nor states carry an expiry then."""
+    await say(store.log(), store.session(), "a", answer=noise(100_000))
+    await fail(store.log(), store.session(), "b")
+    log = store.log()
+    window = await log.load(store.session(), token_limit=None)
+    await log.rewrite(window, window.turns)
+    assert set(expiries(store).values()) == {None}
+
+
+async def test_parts_expire_with_their_turn(store: Store) -> None:
+    """A turn is removed whole."""
+    await say(store.log(retention=DAY), store.session(), "a", answer=noise(800_000))
+    found = expiries(store)
+    parts = [key for key in found if key.startswith(codec.PART_PREFIX)]
+    assert len(parts) > 1
+    assert {found[key] for key in parts} == {found[codec.turn_key(1, 1)]}
+
+
+async def test_a_rewrite_keeps_what_its_turns_were_promised(store: Store) -> None:
+    """Turns that have an expiry keep it, and those that come with the rewrite get one."""
+    clock = Clock()
+    log = store.log(clock=clock, retention=DAY)
+    turn = await say(log, store.session(), "a")
+    clock.now += DAY / 2
+    window = await log.load(store.session(), token_limit=None)
+    await log.rewrite(window, [turn, replace(turn, expires_at=None)])
+    old, new = [turn.expires_at for turn in (await log.load(store.session(), token_limit=None)).turns]
+    assert old == turn.expires_at
+    assert new is not None
+    assert DAY / 2 <= new - turn.expires_at <= DAY / 2 + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("end", ["deleted", "expired"])
+@pytest.mark.parametrize("title", ["", "the next one"])
+async def test_a_conversation_inherits_nothing_of_the_one_before(store: Store, end: str, title: str) -> None:
+    """One that begins where another was deleted or expired has its own title, its own time, and no maker."""
+    clock = Clock()
+    log, sessions = store.log(clock=clock, retention=DAY), store.sessions(clock=clock, retention=DAY)
+    await sessions.create(store.session(), title="secret", asked="k")
+    await say(log, store.session(), "secret")
+    if end == "deleted":
+        await log.delete(store.session())
+    clock.now += 3 * DAY
+    claim = await log.claim(await log.load(store.session(), token_limit=1000), asking("new"), title=title)
+    await log.commit(claim, completed(claim, "new"))
+    state = await sessions.find(store.session())
+    assert (state.title, state.asked, state.deleted) == (title, "", False)
+    assert state.created_at == clock.now.replace(microsecond=0)
+    assert state.expires_at
+    assert state.expires_at > clock.now + DAY
+    assert said(await log.load(store.session(), token_limit=None)) == ["new"]
+
+
+@pytest.mark.parametrize("order", ["turns first", "state first", "newest first"])
+async def test_it_does_not_matter_in_which_order_expired_items_are_removed(store: Store, order: str) -> None:
+    """Whatever is gone already of an expired session, a new turn sees nothing of it, and is seen itself."""
+    clock = Clock()
+    log = store.log(clock=clock, retention=DAY)
+    for text in "abc":
+        await say(log, store.session(), text)
+    clock.now += 1.5 * DAY if order == "newest first" else 3 * DAY
+    keys = {
+        "turns first": [codec.turn_key(1, n) for n in (1, 2, 3)],
+        "state first": ["state"],
+        "newest first": [codec.turn_key(1, 3)],
+    }
+    for key in keys[order]:
+        forget(store, key)
+    assert (await say(log, store.session(), "new")).window.turns == 0
+    assert said(await log.load(store.session(), token_limit=None)) == ["new"]
+    assert (await say(log, store.session(), "next")).window.turns == 1
+
+
+# What a killed holder left
+
+
+@pytest.mark.parametrize("ending", ["complete", "failed"])
+async def test_the_parts_of_a_killed_holder_go_when_its_number_is_taken(store: Store, ending: str) -> None:
+    """Who took over removes them once its own turn is stored, whose parts stay."""
+    clock = Clock()
+    old = await claimed(store, store.session(), asking("old"), clock=clock)
+    client = InterruptedClient(store.client, 3, killed)
+    large = old.completed(exchange("old", noise(800_000)), tokens=10, at=utc_now(), instance="test")
+    with pytest.raises(Killed):
+        await store.log(client=client, clock=clock).commit(old, large)
+    assert any(old.token in key for key in keys_of(store))
+    clock.pass_lease()
+    log = store.log(clock=clock)
+    if ending == "complete":
+        turn = await say(log, store.session(), "new", answer=noise(800_001))
+    else:
+        turn = await fail(log, store.session(), "new")
+    parts = [key for key in keys_of(store) if key.startswith(codec.PART_PREFIX)]
+    assert parts
+    assert all(f"#{turn.token}#" in key for key in parts)
+    assert (await log.load(store.session(), token_limit=None)).turns == (turn,)
+
+
+async def test_the_parts_of_other_turns_stay_when_a_number_is_taken_over(store: Store) -> None:
+    """What is removed belongs to the number that was taken over, and to no other."""
+    clock = Clock()
+    log = store.log(clock=clock)
+    await say(log, store.session(), "a", answer=noise(100_000))
+    await claimed(store, store.session(), asking("killed"), clock=clock)
+    clock.pass_lease()
+    await say(log, store.session(), "b", answer=noise(100_001))
+    window = await log.load(store.session(), token_limit=1000)
+    assert [len(turn.answer) for turn in window.turns] == [100_000, 100_001]
+
+
+async def test_a_turn_is_stored_though_what_was_left_cannot_be_removed(store: Store) -> None:
+    """Its commit has been done by then, and nobody sees the parts."""
+    clock = Clock()
+    old = await claimed(store, store.session(), asking("old"), clock=clock)
+    clock.pass_lease()
+    log = store.log(client=LosingClient(store.client, "query", skip=1), clock=clock)
+    turn = await say(log, store.session(), "new")
+    assert turn.number == old.number
+    assert said(await log.load(store.session(), token_limit=1000)) == ["new"]
