@@ -36,8 +36,8 @@ class Reading:
     """The turn that the request wants answered again."""
     superseded: set[int] = field(default_factory=set)
     """Numbers of the turns that a later one took the place of."""
-    followers: set[int] = field(default_factory=set)
-    """What the turns after the one to be answered again were to supersede; 0 for one that was asked something else."""
+    followed: bool = False
+    """Whether something came after the turn to be answered again, failed attempts at it aside."""
     turns: list[Turn] = field(default_factory=list)
     damaged: dict[int, str] = field(default_factory=dict)
     """Numbers of the turns that could not be read, with their request ids."""
@@ -94,7 +94,7 @@ class Reading:
         if number < self.state.deleted_through[0]:
             return False
         self._notice(item, number)
-        if 0 in self.followers:  # too late to answer it again, however far below it is
+        if self.followed:  # then it is too late, however far below the turn is
             return False
         if self.token_limit is None or number >= self._to_regenerate > 0:
             return True
@@ -109,8 +109,7 @@ class Reading:
             return True
         if self.token_limit is None or number == self._to_regenerate:
             return False
-        hidden = item.get("status") in (TurnStatus.FAILED, TurnStatus.SUPERSEDED) or number in self.superseded
-        return hidden or number > self._to_regenerate > 0
+        return item.get("status") in (TurnStatus.FAILED, TurnStatus.SUPERSEDED) or number in self.superseded
 
     def _notice(self, item: Item, number: int) -> None:
         """What the turn says of others: which one it supersedes, and whether one can still be answered again."""
@@ -118,7 +117,7 @@ class Reading:
         if supersedes and (not failed or number == self._to_regenerate):
             self.superseded.add(supersedes)
         if number > self._to_regenerate > 0 and item.get("status") != TurnStatus.VOID:
-            self.followers.add(supersedes if failed else 0)
+            self.followed |= not (failed and supersedes)
 
     @property
     def _to_regenerate(self) -> int:
@@ -148,12 +147,10 @@ class Reading:
             raise SessionNotFound
         if self._to_regenerate in self.damaged:
             raise DamagedTurn("the turn to be answered again cannot be read")
-        if 0 in self.followers:
+        if self.followed:
             raise NotTheNewestTurn
         if self.regenerated is None or self.regenerated.deleted:
             raise TurnNotFound
-        if not self.followers <= {to_supersede(self.regenerated)}:
-            raise NotTheNewestTurn
 
 
 def to_supersede(turn: Turn) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FIRST_GENERATION = 1
 COPIED_AT_ONCE = 25
 UNEXPIRED = "(attribute_not_exists(#expires_at) OR #expires_at > :now)"
-UNBORN = f"{HELD} AND attribute_not_exists(#created_at)"
+UNBORN = f"{HELD} AND attribute_not_exists(#created_at) AND attribute_not_exists(#deleted_at)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,8 +224,6 @@ class DynamoDBSessions:
         try:
             await self._table.put_new(item)
         except Refused as refusal:
-            if refusal.item.get("created_at") or refusal.item.get("deleted_at"):
-                raise
             item = refusal.item
         counter = await self._table.update_state(
             target,

@@ -1,6 +1,7 @@
 """What `DynamoDBSessions` promises: sessions made, listed, renamed, read at length, forked and swept."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -173,10 +174,10 @@ async def test_a_session_whose_making_was_not_confirmed_is_made_once(store: Stor
 
 
 async def test_a_session_is_made_above_what_an_earlier_one_left_behind(store: Store) -> None:
-    """Turns and parts of a deleted session whose tombstone is gone do not appear in the next one."""
+    """Turns of a deleted session whose tombstone is gone do not appear in the next one."""
     late = await claimed(store, store.session(), asking("late"))
     await store.log().delete(store.session())
-    await store.log().commit(late, completed(late, noise(100_000)))
+    await store.log().commit(late, completed(late, "late"))
     forget(store, codec.STATE_KEY)
     made, _ = await store.sessions().create(store.session())
     assert made.generation > late.generation
@@ -244,18 +245,18 @@ async def test_an_expired_session_is_not_found_though_its_item_is_there(store: S
     clock.now = state.expires_at - timedelta(milliseconds=1)
     await sessions.rename(session, "still there")
     assert (await sessions.find(session)).title == "still there"
-    clock.now = state.expires_at
-    for refused in (
-        sessions.find(session),
-        sessions.rename(session, "gone"),
-        sessions.unchanged(session, state),
-        sessions.create(session, asked="k"),
-        sessions.fork(session, 1, store.session("fork")),
-        store.log(clock=clock).delete(session),
-    ):
-        with pytest.raises(SessionNotFound):
-            await refused
-    assert await sessions.listed(store.owner, limit=10) == []
+    for clock.now in (state.expires_at, state.expires_at + HOUR):
+        for refused in (
+            sessions.find(session),
+            sessions.rename(session, "gone"),
+            sessions.unchanged(session, state),
+            sessions.create(session, asked="k"),
+            sessions.fork(session, 1, store.session("fork")),
+            store.log(clock=clock).delete(session),
+        ):
+            with pytest.raises(SessionNotFound):
+                await refused
+        assert await sessions.listed(store.owner, limit=10) == []
     assert keys_of(store) == ["state"]
 
 
@@ -268,7 +269,7 @@ async def test_another_title_changes_the_list_and_nothing_else(store: Store) -> 
     before = await store.sessions().find(store.session("a"))
     await store.sessions(clock=clock).rename(store.session("a"), "new")
     listed = await store.sessions().listed(store.owner, limit=9)
-    assert [(session.id, session.title) for session in listed] == [("b", ""), ("a", "new")]
+    assert [(session.id, session.title) for session in listed] == [("b", "hello"), ("a", "new")]
     assert await store.sessions().find(store.session("a")) == replace(before, title="new")
 
 
@@ -391,7 +392,7 @@ async def test_only_the_owners_sessions_are_listed(store: Store) -> None:
 async def an_eventful_session(store: Store, clock: Clock) -> None:
     """Everything that a history can hold: see `EVENTFUL`."""
     log, session = store.log(clock=clock), store.session()
-    await say(log, session, "1, whose messages are deleted")
+    await fail(log, session, "1, which is deleted")
     await say(log, session, "2, of which one is")
     await say(log, session, "3", answer="the first answer")
     await fail(log, session, "4, another answer to 3, not given", again=3)
@@ -517,10 +518,10 @@ async def a_source(store: Store) -> None:
     log, session = store.log(), store.session()
     await say(log, session, "a", answer=noise(100_000))
     await fail(log, session, "b")
-    await say(log, session, "c", answer="the first answer", key="k")
+    await say(log, session, "c", answer="the first answer")
     await answer_again(log, session, 3, "the second answer")
     await answer_again(log, session, 4, "the third answer")
-    await say(log, session, "d")
+    await say(log, session, "d", key="k")
 
 
 def copied(history: list[Entry]) -> list[Any]:
@@ -646,6 +647,18 @@ async def test_messages_of_a_fork_are_deleted_by_the_places_they_have(store: Sto
     assert said(await log.load(fork, token_limit=None)) == ["b"]
 
 
+@pytest.mark.parametrize(("before", "after"), [((1, 2), (0, 0)), ((0, 0), (1, 2)), ((0, 0), (2, 0))])
+async def test_messages_of_a_fork_are_archived_by_the_places_they_have(store: Store, before: Any, after: Any) -> None:
+    """Archived before or after the fork, what is left of a turn is counted from where it begins."""
+    log, fork = store.log(), store.session("fork")
+    await say(log, store.session(), "a")
+    await log.mark(await log.load(store.session(), token_limit=None), deleted=(1, 1), archived=before)
+    await store.sessions().fork(store.session(), 1, fork)
+    await log.mark(await log.load(fork, token_limit=None), archived=after)
+    there = await log.load(fork, token_limit=None)
+    assert [(turn.deleted, turn.archived, turn.answer) for turn in there.turns] == [(1, 1, "answer to a")]
+
+
 async def test_a_fork_outlives_what_it_copied(store: Store) -> None:
     """A fork of turns that are kept for longer than new ones are is there for as long as they are."""
     clock = Clock()
@@ -697,17 +710,38 @@ async def test_a_fork_that_was_killed_over_and_over_leaves_nothing_of_its_attemp
     """The attempt that succeeds removes what those before it wrote."""
     await a_source(store)
     fork = store.session("fork")
-    for k in itertools.count(1):
+    for k in range(1, 15):
         client = InterruptedClient(store.client, k, killed)
-        try:
+        with pytest.raises(Killed):
             await store.sessions(client=client).fork(store.session(), 5, fork, asked="k")
-            break
-        except Killed:
-            if await is_whole(store, 5, fork):
-                break
-    await store.sessions().sweep(codec.partition(fork))
+    assert len(turn_keys(store, fork)) > 5
+    await store.sessions().fork(store.session(), 5, fork, asked="k")
     assert await is_whole(store, 5, fork)
     assert len(turn_keys(store, fork)) == 5
+
+
+@pytest.mark.parametrize("end", ["deleted", "emptied"])
+async def test_a_fork_that_was_made_and_came_to_an_end_meanwhile_is_not_revived(store: Store, end: str) -> None:
+    """Whenever a copy of the request makes it and somebody ends it, a slower copy shows nothing any more."""
+    await a_source(store)
+    until_it_holds_the_place = 5
+    for k in itertools.count(until_it_holds_the_place + 1):
+        fork = store.session(f"fork-{k}")
+
+        async def made_and_ended() -> None:
+            log = store.log()
+            await store.sessions().fork(store.session(), 5, fork, asked="k")  # noqa: B023 - runs at once
+            if end == "deleted":
+                await log.delete(fork)  # noqa: B023
+            else:
+                await log.rewrite(await log.load(fork, token_limit=None), ())  # noqa: B023
+
+        client = InterruptedClient(store.client, k, meanwhile(made_and_ended))
+        with contextlib.suppress(SessionNotFound):
+            await store.sessions(client=client).fork(store.session(), 5, fork, asked="k")
+        if not client.reached:
+            break
+        assert not await is_there(store, fork)
 
 
 @pytest.mark.parametrize("operation", ["put_item", "update_item", "batch_write_item"])
@@ -873,27 +907,36 @@ async def test_a_fork_and_a_turn_in_its_place_never_mix(store: Store) -> None:
 
 
 async def test_a_fork_that_lay_half_made_for_days_is_made_by_the_same_request(store: Store) -> None:
-    """What a killed attempt left is nobody's session, whether DynamoDB has removed it by then or not."""
-    clock = Clock()
+    """What a killed attempt left is nobody's session, and DynamoDB may remove it at any moment once it has expired."""
     await a_source(store)
-    for removed in (True, False):
-        fork = store.session(f"fork-{removed}")
+    refused = []
+    for k in itertools.count(1):
+        clock, fork = Clock(), store.session(f"fork-{k}")
         client = InterruptedClient(store.client, 9, killed)
         with pytest.raises(Killed):
             await store.sessions(client=client, clock=clock).fork(store.session(), 5, fork, asked="k")
-        assert codec.is_expired(codec_item(store, fork), clock.now + 2 * DAY)
-        if removed:
-            forget(store, codec.STATE_KEY, fork)
-    clock.now += 2 * DAY
-    for removed in (True, False):
-        fork = store.session(f"fork-{removed}")
+        clock.now += 2 * DAY
+
+        def remove() -> None:
+            if "created_at" not in items_of(store, fork)["state"] and has_expired(store, fork, clock):  # noqa: B023
+                forget(store, codec.STATE_KEY, fork)  # noqa: B023
+
+        client = InterruptedClient(store.client, k, remove)
+        try:
+            await store.sessions(client=client, clock=clock).fork(store.session(), 5, fork, asked="k")
+        except SessionNotFound:
+            refused.append(k)
         await store.sessions(clock=clock).fork(store.session(), 5, fork, asked="k")
         assert await is_whole(store, 5, fork)
+        assert len(turn_keys(store, fork)) == 5
+        if not client.reached:
+            break
+    assert len(refused) <= 1  # between finding what is left and taking it up again
 
 
-def codec_item(store: Store, session: Session) -> dict[str, Any]:
-    """The session's state item, as far as its expiry goes."""
-    return {name: int(value["N"]) for name, value in items_of(store, session)["state"].items() if "N" in value}
+def has_expired(store: Store, session: Session, clock: Clock) -> bool:
+    """Whether DynamoDB may remove the session's state by now."""
+    return int(items_of(store, session)["state"]["expires_at"]["N"]) <= clock.now.timestamp()
 
 
 # Swept

@@ -789,6 +789,21 @@ async def test_a_question_that_got_no_answer_is_asked_again(store: Store, number
     ]
 
 
+async def test_a_turn_that_a_killed_rewrite_followed_is_still_the_newest(store: Store) -> None:
+    """The turn that holds a number for a rewrite says nothing, and follows nobody."""
+    await say(store.log(), store.session(), "a")
+
+    class Dying(type(store.log())):  # type: ignore[misc]
+        async def _flip(self, *arguments: Any) -> None:
+            raise Killed
+
+    log = store.log(kind=Dying)
+    with pytest.raises(Killed):
+        await log.rewrite(await log.load(store.session(), token_limit=None), ())
+    assert (await answer_again(store.log(), store.session(), 1, "again")).number == 3
+    assert answered(await store.log().load(store.session(), token_limit=1000)) == {3: "again"}
+
+
 async def test_the_same_wish_for_another_answer_is_granted_once(store: Store) -> None:
     """A copy of the request gets the stored answer, though its turn is no longer the newest."""
     await say(store.log(), store.session(), "a")
