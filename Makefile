@@ -31,7 +31,7 @@ run: $(DEV) $(NODE)
 	@exec $(VENV)/bin/python -m local
 
 test: $(DEV) $(NODE)
-	@exec $(VENV)/bin/python -m pytest $(ARGS)
+	@exec $(VENV)/bin/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 check: $(DEV) $(SAM)
 	$(VENV)/bin/python -m ruff check .

@@ -1,6 +1,7 @@
 """The engines that tests run on, and the few ways in which all of them speak to a turn log."""
 
 import asyncio
+import functools
 import hashlib
 import json
 import os
@@ -181,8 +182,12 @@ def meanwhile(step: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], None
     return lambda: asyncio.run(step())
 
 
+# Making a client takes longer than most tests.
+client_at = functools.cache(connect)
+
+
 def store_at(endpoint: str | None) -> Store:
-    client = connect(endpoint)
+    client = client_at(endpoint)
     create_table(client, TABLE)
     return Store(client=client, owner=uuid.uuid4().hex)
 

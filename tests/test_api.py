@@ -23,6 +23,8 @@ from memory.turns import Session
 from tests.conftest import TABLE, Store, keys_of, say
 from tests.stack import Stack, running
 
+pytestmark = pytest.mark.xdist_group("stack")  # one stack for all of them
+
 CHECKED = [
     checks.not_a_server_error,
     openapi_checks.status_code_conformance,
