@@ -257,7 +257,7 @@ _PROBLEM: dict[str, Any] = {
         "code": {"type": "string", "description": "Why the agent gave no answer."},
         "errors": {
             "type": "array",
-            "description": "All that is wrong with the body or the query.",
+            "description": "What is wrong with the body or the query, ten fields at the most.",
             "items": {
                 "type": "object",
                 "required": ["field", "problem"],

@@ -15,6 +15,9 @@ from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_RULE
 from memory.turns import Session, SessionNotFound, TurnNotFound
 
 TURN_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
+MOST_FAULTS = 10
+LONGEST_NAME = 100
+"""Of the fields that a problem names. They are the client's words: all of them could be more than a response takes."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -91,15 +94,16 @@ def known(caller: Caller) -> Caller:
 
 
 def _from_validation(error: ValidationError, model: type[BaseModel]) -> Problem:
-    """What pydantic found wrong: the first field by name, all of them in `errors`."""
-    faults = [_fault(fault, model) for fault in error.errors(include_url=False, include_input=False)]
+    """What pydantic found wrong: the first field by name, the first ten of them in `errors`."""
+    found = error.errors(include_url=False, include_input=False)
+    faults = [_fault(fault, model) for fault in found[:MOST_FAULTS]]
     problem = bad_field(faults[0]["field"], "; ".join(f"{fault['field']} {fault['problem']}" for fault in faults))
     problem.extra = {**problem.extra, "errors": faults}
     return problem
 
 
 def _fault(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, str]:
-    name = ".".join(map(str, fault["loc"])) or "body"
+    name = ".".join(map(str, fault["loc"]))[:LONGEST_NAME] or "body"
     known = {
         "extra_forbidden": f"is not a field of this request; the fields are {' and '.join(model.model_fields)}",
         "missing": "is missing; send a JSON object that has it",

@@ -130,6 +130,16 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "body", ['{"' + "a" * 3_000_000 + '": 1}', json.dumps({f"field {i}": 1 for i in range(50_000)})], ids=["long", "many"]
+)
+def test_a_problem_is_small_whatever_was_sent(service: Service, body: str) -> None:
+    """Fields that are not known are named, as far as a response can."""
+    reply = service.post(body)
+    assert (reply.status, reply.body["field"]) == (400, "message")
+    assert len(json.dumps(reply.body)) < 10_000
+
+
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_refused_by_name_and_harms_nothing(service: Service, case: str) -> None:
     """The problem names the field and says what to do; nothing is stored, and the next good request works."""
