@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Answer = Callable[[Exchange], Awaitable[Response[str]]]
 """What answers the requests of a route."""
+Resolver = APIGatewayHttpResolver | APIGatewayRestResolver
 
 REQUEST_HEADERS = ["idempotency-key", "x-session-id", TOKEN_HEADER]
 RESPONSE_HEADERS = [TOKEN_HEADER, "idempotent-replayed", "retry-after", "x-next-cursor"]
@@ -59,12 +60,13 @@ class Front:
             log_exchange(exchange)
             return exchange.problem.result()
 
-    def _resolver(self, exchange: Exchange) -> APIGatewayHttpResolver | APIGatewayRestResolver:
+    def _resolver(self, exchange: Exchange) -> Resolver:
         """Powertools' routing, for the one event: made in a fraction of a millisecond, and nothing is left of it."""
         version = APIGatewayRestResolver if exchange.event.get("version", "1.0") == "1.0" else APIGatewayHttpResolver
         resolver = version(cors=_cors(exchange.settings))
         for (method, path), answer in self.routes.items():
-            resolver.route(re.sub(r"{(\w+)}", r"<\1>", path), method)(_serving(exchange, f"{method} {path}", answer))
+            serve = _serving(exchange, resolver, method, path, answer)
+            resolver.route(re.sub(r"{(\w+)}", r"<\1>", path), method)(serve)
 
         @resolver.not_found
         def not_found(_: NotFoundError) -> Response[str]:
@@ -75,11 +77,17 @@ class Front:
         return resolver
 
 
-def _serving(exchange: Exchange, route: str, answer: Answer) -> Callable[..., Awaitable[Response[str]]]:
+def _serving(
+    exchange: Exchange, resolver: Resolver, method: str, path: str, answer: Answer
+) -> Callable[..., Awaitable[Response[str]]]:
     async def serve(**places: str) -> Response[str]:
         """The response to one request, its errors as problems, and its line in the log."""
-        exchange.route, exchange.places = route, places
+        exchange.route, exchange.places = f"{method} {path}", places
+        asked = resolver.current_event.path
         try:
+            # Powertools takes /sessions/ of a REST API for /sessions: a DELETE that lacks its id would delete all.
+            if not _is_at(asked, path):
+                raise _no_route(method, asked)
             response = await answer(exchange)
             exchange.status = HTTPStatus(response.status_code)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller gets a problem and the log its cause
@@ -98,11 +106,15 @@ def _serving(exchange: Exchange, route: str, answer: Answer) -> Callable[..., Aw
 
 def _no_route(method: str, path: str) -> Problem:
     """The problem of a request that no route answers."""
-    methods = sorted(m for m, known in OPERATIONS if re.fullmatch(re.sub(r"{\w+}", "[^/]+", known), path))
+    methods = sorted(m for m, known in OPERATIONS if _is_at(path, known))
     if methods and method not in methods:
         allow = ", ".join(methods)
         return Problem(kind=Kind.METHOD, detail=f"The path has no {method}; it has {allow}.", allow=allow)
     return Problem(kind=Kind.NOT_FOUND, detail="There is no such path here. GET /openapi.json lists those there are.")
+
+
+def _is_at(path: str, route: str) -> bool:
+    return re.fullmatch(re.sub(r"{\w+}", "[^/]+", route), path) is not None
 
 
 def _cors(settings: Settings) -> CORSConfig | None:

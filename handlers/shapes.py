@@ -9,10 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from memory.items import TITLE_CHARS
 
 DEFAULT_SESSION = "default"
-SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+SESSION_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,128}")
+"""Neither `.` nor `..`: clients resolve these in a path, and so would ask for another one than they were told to."""
 IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 DEFAULT_PAGE, LARGEST_PAGE = 20, 100
-SESSION_ID_RULE = "must be 1 to 128 characters out of letters, digits, '.', '_' and '-'"
+SESSION_ID_RULE = "must be 1 to 128 characters out of letters, digits, '.', '_' and '-', and not '.' or '..'"
 
 
 def _says_something(text: str) -> str:

@@ -122,6 +122,12 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], int, str]] = {
     "session id with a line end": ({"body": '{"message": "hi", "session_id": "a\\n"}'}, 400, "session_id"),
     "empty session id": ({"body": '{"message": "hi", "session_id": ""}'}, 400, "session_id"),
     "session id too long": ({"body": json.dumps({"message": "hi", "session_id": "a" * 129})}, 400, "session_id"),
+    "session id that is a place in a path": ({"body": '{"message": "hi", "session_id": ".."}'}, 400, "session_id"),
+    "session header that is a place in a path": (
+        {"body": '{"message": "hi"}', "x_session_id": "."},
+        400,
+        "x-session-id",
+    ),
     "session header with a slash": ({"body": '{"message": "hi"}', "x_session_id": "a/b"}, 400, "x-session-id"),
     "empty key": ({"body": '{"message": "hi"}', "idempotency_key": ""}, 400, "Idempotency-Key"),
     "key too long": ({"body": '{"message": "hi"}', "idempotency_key": "k" * 256}, 400, "Idempotency-Key"),
@@ -131,7 +137,9 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize(
-    "body", ['{"' + "a" * 3_000_000 + '": 1}', json.dumps({f"field {i}": 1 for i in range(50_000)})], ids=["long", "many"]
+    "body",
+    ['{"' + "a" * 3_000_000 + '": 1}', json.dumps({f"field {i}": 1 for i in range(50_000)})],
+    ids=["long", "many"],
 )
 def test_a_problem_is_small_whatever_was_sent(service: Service, body: str) -> None:
     """Fields that are not known are named, as far as a response can."""

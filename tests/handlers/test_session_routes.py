@@ -462,6 +462,17 @@ class TestDeleting:
         assert ada.send("DELETE", "/sessions").status == 204
         assert ada.send("GET", "/sessions/talk").status == 404
 
+    @pytest.mark.parametrize("path", ["/sessions/", "/sessions//", "/sessions\n"])
+    def test_a_missing_id_is_not_everything(self, service: Service, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+        """DELETE /sessions/ is no DELETE /sessions, also through a REST API, which may end a path with a slash."""
+        configure(monkeypatch, IDENTITY_SOURCES="header")
+        made = service.send("POST", "/sessions", x_user_id="ada").body["id"]
+        event = event_named("sessions_rest_turns") | {"httpMethod": "DELETE", "path": path, "resource": path}
+        event["headers"] |= {"x-user-id": "ada"}
+        for asked in (service.invoke(event), service.send("DELETE", path, x_user_id="ada")):
+            assert (asked.status, asked.body["type"]) == (404, Kind.NOT_FOUND.urn)
+        assert service.send("GET", f"/sessions/{made}", x_user_id="ada").status == 200
+
     def test_too_much_for_one_request_is_said(self, ada: Person) -> None:
         """Where the time ends first the answer is 202, and the same request again goes on."""
         for i in range(3):
