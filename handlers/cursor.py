@@ -1,10 +1,13 @@
 """Cursors: opaque words for a place in a list, good for the one caller and the one list that they were made for."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from itsdangerous import BadData, URLSafeSerializer
+from pydantic import TypeAdapter, ValidationError
 
 from handlers.problems import bad_field
+
+P = TypeVar("P")
 
 
 def encode(place: list[Any], *, owner: str, what: str) -> str:
@@ -12,15 +15,14 @@ def encode(place: list[Any], *, owner: str, what: str) -> str:
     return _serializer(owner, what).dumps(place)
 
 
-def decode(cursor: str, *, owner: str, what: str) -> list[Any]:
-    """The place. Raises a Problem for whatever was not made for this owner and this list."""
+def decode(cursor: str, place: TypeAdapter[P], *, owner: str, what: str) -> P:
+    """The place. Raises a Problem for whatever was not made for this owner and this list, or is no such place."""
     try:
-        place: list[Any] = _serializer(owner, what).loads(cursor)
-    except (BadData, UnicodeEncodeError) as error:
+        return place.validate_python(_serializer(owner, what).loads(cursor))
+    except (BadData, UnicodeEncodeError, ValidationError) as error:
         raise bad_field(
             "cursor", "cursor is none that came with a page of this list; leave it out to begin at the first page"
         ) from error
-    return place
 
 
 def _serializer(owner: str, what: str) -> URLSafeSerializer:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import uuid
 from contextlib import aclosing
-from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +20,8 @@ from handlers.problems import unavailable
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, known, read_body, read_query, session_named
 from handlers.shapes import (
+    LIST_PLACE,
+    TURN_PLACE,
     ForkRequest,
     NewSession,
     Page,
@@ -74,8 +75,7 @@ async def list_sessions(exchange: Exchange) -> Response[str]:
     page = read_query(exchange.event, Page)
     after = None
     if page.cursor is not None:
-        active_at, session_id = cursor.decode(page.cursor, owner=owner, what="sessions")
-        after = datetime.fromisoformat(active_at), session_id
+        after = cursor.decode(page.cursor, LIST_PLACE, owner=owner, what="sessions")
     exchange.taken = True
     found = await _sessions(exchange).listed(owner, limit=page.limit + 1, after=after)
     shown, last = found[: page.limit], found[page.limit - 1 : page.limit]
@@ -139,7 +139,7 @@ async def list_turns(exchange: Exchange) -> Response[str]:
     state = await sessions.find(session)
     start, superseded = None, 0
     if page.cursor is not None:
-        generation, start, superseded = cursor.decode(page.cursor, owner=session.owner, what=what)
+        generation, start, superseded = cursor.decode(page.cursor, TURN_PLACE, owner=session.owner, what=what)
         views.same_history(state, generation)
     turns: list[TurnView] = []
     place, room = None, views.PAGE_BYTES
@@ -166,7 +166,7 @@ async def export(exchange: Exchange) -> Response[str]:
     state = await sessions.find(session)
     start, skipped = 1, 0
     if place.cursor is not None:
-        generation, start, skipped = cursor.decode(place.cursor, owner=session.owner, what=what)
+        generation, start, skipped = cursor.decode(place.cursor, TURN_PLACE, owner=session.owner, what=what)
         views.same_history(state, generation)
     page = views.ExportPage(start, skipped)
     async with aclosing(sessions.history(session, state, start=start, oldest_first=True)) as entries:

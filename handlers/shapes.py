@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter
 
 from memory.items import TITLE_CHARS
 
@@ -35,6 +35,10 @@ SessionId = Annotated[
 ]
 Text = Annotated[str, AfterValidator(_says_something), Field(json_schema_extra={"pattern": r"\S"})]
 Title = Annotated[Text, Field(max_length=TITLE_CHARS)]
+LIST_PLACE = TypeAdapter[tuple[datetime, str]](tuple[datetime, Annotated[str, AfterValidator(_is_a_session_id)]])
+"""What the cursor of a list of sessions says: last activity and id of the last one shown."""
+TURN_PLACE = TypeAdapter(tuple[int, Annotated[int, Field(ge=1, lt=10**10)], NonNegativeInt])
+"""What the cursor of a history says: the generation, the turn to go on with, and what is known of it."""
 
 
 class _Body(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handlers import openapi, sessions, views
+from handlers import cursor, openapi, sessions, views
 from handlers.identity import identify
 from handlers.problems import Kind
 from handlers.settings import Settings
@@ -187,6 +187,24 @@ class TestListing:
         assert (reply.status, reply.token) == (401, None)
 
 
+WHAT = {"/sessions": "sessions", "/sessions/talk/turns": "turns.talk", "/sessions/talk/export": "export.talk"}
+PLACES_THAT_ARE_NONE: list[Any] = [
+    None,
+    5,
+    [],
+    {"a": 1, "b": 2},
+    ["no time", "talk"],
+    ["2026-01-01T00:00:00+00:00", 3],
+    ["2026-01-01T00:00:00+00:00", "é" * 500],
+    [1, [], 0],
+    [1, -5, 0],
+    [1, "~", 0],
+    [1, 10**12, 0],
+    [1, 1, "x"],
+    [1, 1, -1],
+]
+
+
 class TestCursors:
     def forged(self, cursor: str) -> list[str]:
         payload, signature = cursor.split(".")
@@ -217,9 +235,18 @@ class TestCursors:
                 cursors[person, found] = reply.headers.get("x-next-cursor") or reply.body["next_cursor"]
         own = cursors.pop((ada, path))
         assert ada.send("GET", path, query={"cursor": own}).status == 200
-        for cursor in [*cursors.values(), *self.forged(own)]:
-            reply = ada.send("GET", path, query={"cursor": cursor})
-            assert (reply.status, reply.body.get("field")) == (400, "cursor"), cursor
+        for other in [*cursors.values(), *self.forged(own)]:
+            reply = ada.send("GET", path, query={"cursor": other})
+            assert (reply.status, reply.body.get("field")) == (400, "cursor"), other
+
+    @pytest.mark.parametrize("path", WHAT)
+    @pytest.mark.parametrize("place", PLACES_THAT_ARE_NONE, ids=str)
+    def test_a_place_that_is_none_is_refused(self, ada: Person, path: str, place: Any) -> None:
+        """Whoever signs a cursor of their own, with what they know of themselves, makes no fault of the service."""
+        ada.talk("one")
+        made = cursor.encode(place, owner=ada.owner, what=WHAT[path])
+        reply = ada.send("GET", path, query={"cursor": made})
+        assert (reply.status, reply.body.get("field")) == (400, "cursor")
 
     def test_a_cursor_ends_with_the_history_it_was_made_for(self, ada: Person) -> None:
         """After a delete the same id is another conversation, in which old cursors mean nothing."""
