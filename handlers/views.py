@@ -4,6 +4,8 @@ import json
 from datetime import datetime
 from typing import Any
 
+from pydantic_core import from_json
+
 from handlers.shapes import ExportLine, MessageView, SessionDetail, SessionSummary, ToolCall, TurnView, WindowNow
 from memory.sessions import Entry
 from memory.turns import HistoryReplaced, Message, State, Window
@@ -68,9 +70,9 @@ def message(stored: Message) -> MessageView:
 
 
 def _parsed(arguments: Any) -> Any:
-    """A tool's arguments; models that stream give them as text."""
+    """A tool's arguments; models that stream give them as text, which may hold what no response can."""
     try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
+        return from_json(arguments, allow_inf_nan=False) if isinstance(arguments, str) else arguments
     except ValueError:
         return arguments
 

@@ -302,6 +302,13 @@ class TestReading:
         assert result["tool_call_id"] == call["tool_calls"][0]["id"]
         assert "6.5" in answer["text"]
 
+    @pytest.mark.parametrize("arguments", ['{"a": "\\ud83d"}', '{"a": NaN}', "[" * 1_000 + "]" * 1_000])
+    def test_arguments_that_no_response_can_hold_are_text(self, arguments: str) -> None:
+        """What a model made up as a tool's arguments is shown as it is, and never keeps a history from being read."""
+        call = {"block_type": "tool_call", "tool_name": "total", "tool_kwargs": arguments}
+        view = views.message({"role": "assistant", "blocks": [call]})
+        assert json.loads(view.model_dump_json())["tool_calls"][0]["arguments"] == arguments
+
     @pytest.mark.parametrize("limit", [1, 2, 3, 100])
     def test_turns_come_page_by_page(self, ada: Person, limit: int) -> None:
         """The newest first, each once, also where an answer was given again across a page's edge."""
