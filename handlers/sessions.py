@@ -168,11 +168,13 @@ async def export(exchange: Exchange) -> Response[str]:
     if place.cursor is not None:
         generation, start, skipped = cursor.decode(place.cursor, TURN_PLACE, owner=session.owner, what=what)
         views.same_history(state, generation)
-    page = views.ExportPage(start, skipped)
+    page, until = views.ExportPage(start, skipped), deadline(exchange.context) - ANSWER_SECONDS
     async with aclosing(sessions.history(session, state, start=start, oldest_first=True)) as entries:
         async for entry in entries:
             if not page.add(entry):
                 break
+            if asyncio.get_running_loop().time() > until:
+                page.close()
     await sessions.unchanged(session, state)
     headers: dict[str, str | list[str]] = {}
     if page.next_place:

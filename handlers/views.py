@@ -102,6 +102,10 @@ class ExportPage:
     def text(self) -> str:
         return "".join(self._lines)
 
+    def close(self) -> None:
+        """Take no more; the next page begins with what comes next."""
+        self._room = 0
+
     def add(self, entry: Entry) -> bool:
         """Take the lines of a turn; False where the page is full."""
         lines = _lines(entry)

@@ -356,12 +356,12 @@ class TestReading:
         assert [(line["turn"], line["status"]) for line in exported(ada)][2] == (2, "damaged")
 
 
-def exported(person: Person, session: str = "talk") -> list[dict[str, Any]]:
+def exported(person: Person, session: str = "talk", *, seconds: float = 28) -> list[dict[str, Any]]:
     """All lines of an export, page by page; none of the pages is larger than Lambda lets through."""
     lines: list[dict[str, Any]] = []
     query: dict[str, str] = {}
     while True:
-        reply = person.send("GET", f"/sessions/{session}/export", query=query)
+        reply = person.send("GET", f"/sessions/{session}/export", query=query, seconds=seconds)
         assert (reply.status, reply.headers["content-type"]) == (200, "application/jsonl")
         assert len(json.dumps(reply.body)) <= 6_000_000
         assert reply.body.endswith("\n") or not reply.body
@@ -418,6 +418,12 @@ class TestExport:
         monkeypatch.setattr(views, "PAGE_BYTES", room)
         monkeypatch.setattr(views, "PART_CHARS", 150)
         assert whole(exported(ada)) == whole(everything)
+
+    def test_a_page_ends_where_the_time_does(self, ada: Person) -> None:
+        """Turns that take long to fetch, as failed ones do, are never more than a request has time for."""
+        ada.talk("one", "two", "three")
+        assert len(ada.send("GET", "/sessions/talk/export", seconds=1).body.splitlines()) == 2
+        assert exported(ada, seconds=1) == exported(ada)
 
     def test_it_says_what_was_superseded_and_what_failed(self, ada: Person) -> None:
         """Everything that was said is in it, and marked where the model does not see it."""
