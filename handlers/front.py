@@ -96,6 +96,8 @@ def _serving(
             if exchange.problem.clear_cookie:
                 response = without_cookie(response, exchange.settings)
         log_exchange(exchange)
+        # Of the ways to say who asks, a cache knows Authorization alone: it may keep nothing for the next one.
+        response.headers["Cache-Control"] = "no-store"
         # A token goes out with a request that was taken; never with a refusal, where it would be a new identity.
         return (
             with_token(response, exchange.caller, exchange.settings) if exchange.caller and exchange.taken else response

@@ -181,6 +181,12 @@ class TestListing:
         reply = ada.send("GET", "/sessions", query={"limit": limit})
         assert (reply.status, reply.body["field"]) == (400, "limit")
 
+    @pytest.mark.parametrize(("path", "status"), [("/sessions", 200), ("/sessions/talk", 404)])
+    def test_no_cache_keeps_what_is_a_callers(self, ada: Person, path: str, status: int) -> None:
+        """An answer says that it is not to be kept: the next one who asks for the same path may be somebody else."""
+        reply = ada.send("GET", path)
+        assert (reply.status, reply.headers["cache-control"]) == (status, "no-store")
+
     def test_nobody_who_brings_no_identity_has_a_list(self, service: Service) -> None:
         """Without a token there is no owner: that is 401, and no new identity."""
         reply = service.send("GET", "/sessions")
