@@ -189,6 +189,8 @@ async def fork(exchange: Exchange) -> Response[str]:
     body = read_body(exchange.event, ForkRequest, optional=True)
     target, asked = _new_session(exchange, source.owner, "POST /sessions/{id}/fork", source.id, body.turn, body.title)
     sessions = _sessions(exchange)
+    if made := await sessions.made(target, asked):  # whatever became of the source since
+        return _made(target, made, new=False)
     try:
         async with asyncio.timeout_at(deadline(exchange.context) - ANSWER_SECONDS):
             through = body.turn or await _newest(sessions, source)

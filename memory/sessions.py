@@ -95,6 +95,13 @@ class DynamoDBSessions:
                 return self._made_before(refusal.item, asked), False
         return codec.decode_state(item), True
 
+    async def made(self, session: Session, asked: str) -> State | None:
+        """The session that the same request (`asked`) made before; None where none did. Raises as `create` does."""
+        item = await self._table.get(codec.partition(session), codec.STATE_KEY)
+        if item is None or not item.keys() & {"created_at", "deleted_at"}:
+            return None
+        return self._made_before(item, asked)
+
     async def find(self, session: Session) -> State:
         """The state of a session that is there."""
         state = await self._table.state(session)

@@ -569,6 +569,14 @@ class TestForking:
         assert ada.send("POST", "/sessions/talk/fork", {"turn": turn}).status == status
         assert ada.ids() == ["talk"]
 
+    def test_a_fork_that_was_made_outlives_its_source(self, ada: Person) -> None:
+        """A copy of the request gets the fork that the first one made, though what was forked is gone."""
+        ada.talk("one")
+        first = ada.send("POST", "/sessions/talk/fork", idempotency_key="k")
+        ada.send("DELETE", "/sessions/talk")
+        again = ada.send("POST", "/sessions/talk/fork", idempotency_key="k")
+        assert (again.status, again.body) == (201, first.body)
+
     def test_a_fork_that_takes_too_long_is_none(self, ada: Person) -> None:
         """Where the time ends first the answer is 503, and nothing of the new session is seen."""
         ada.talk("one", "two")
