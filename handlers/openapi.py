@@ -29,7 +29,6 @@ class Operation:
     lines: bool = False
     """Whether the response is JSON Lines, each as its model says."""
     problems: tuple[Kind, ...] = ()
-    public: bool = False
 
 
 _ALWAYS = (Kind.INTERNAL,)
@@ -107,7 +106,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         responses={201: shapes.SessionSummary},
         problems=(*_ONE, Kind.TURN_NOT_FOUND, Kind.KEY_REUSED, Kind.HISTORY_CHANGED),
     ),
-    ("GET", "/openapi.json"): Operation(summary="This document", responses={200: None}, public=True),
+    ("GET", "/openapi.json"): Operation(summary="This document", responses={200: None}),
 }
 
 _HEADERS: Mapping[str, tuple[str, str]] = {
@@ -155,8 +154,6 @@ def _operation(path: str, operation: Operation) -> dict[str, Any]:
     if operation.body:
         content = {"application/json": {"schema": _reference(operation.body)}}
         found["requestBody"] = {"required": not operation.body_optional, "content": content}
-    if operation.public:
-        found["security"] = [{}]
     found["responses"] = {
         str(status): _response(status, model, lines=operation.lines) for status, model in operation.responses.items()
     } | _problem_responses(operation)
