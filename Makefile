@@ -3,11 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_SAM ?= .venv-sam
+VENV_BENCH ?= .venv-bench
 NODE_MODULES := local/node_modules
 
 # A stamp is written last, so an install that was interrupted is done again from the start.
 DEV := $(VENV)/.stamp
 SAM := $(VENV_SAM)/.stamp
+BENCH := $(patsubst %,$(VENV_BENCH)/%/.stamp,llamaindex langchain langgraph)
 NODE := $(NODE_MODULES)/.stamp
 
 SHELL := /bin/bash
@@ -15,12 +17,13 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check lock build clean build-ChatFunction build-SessionsFunction build-SweepFunction
+.PHONY: help run test check bench lock build clean build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
 	@echo "make run      the whole service on this machine: http://127.0.0.1:3000 (PORT=... moves it, Ctrl-C stops it)"
 	@echo "make test     the tests (ARGS='-k name -x' goes to pytest)"
 	@echo "make check    lint, formatting, types, and the template"
+	@echo "make bench    what a turn costs here and in other stores, and what this adds to an agent's run (some minutes)"
 	@echo "make build    what is deployed, in .aws-sam/build (for Graviton see samconfig.toml); then: sam deploy --guided"
 	@echo "make lock     the requirements files from pyproject.toml (UPGRADE=1 takes the newest versions)"
 	@echo "make clean    remove what make installed and built; conversations under .local/ stay"
@@ -39,9 +42,13 @@ check: $(DEV) $(SAM)
 	$(VENV)/bin/python -m mypy
 	$(VENV_SAM)/bin/sam validate --lint --region us-east-1
 
+bench: $(DEV) $(BENCH) $(NODE)
+	@$(VENV)/bin/python -m bench --peers $(VENV_BENCH) $(ARGS)
+	@$(VENV)/bin/python -m bench.overhead
+
 clean:
 	rm -rf .venv .venv-* $(NODE_MODULES) .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find handlers memory local tests -name __pycache__ -prune -exec rm -rf {} +
+	find bench handlers memory local tests -name __pycache__ -prune -exec rm -rf {} +
 
 
 # ---- Installing ------------------------------------------------------------------------------------------------------
@@ -87,6 +94,10 @@ $(DEV): requirements-dev.txt
 $(SAM): requirements-sam.txt
 	$(call install,$(VENV_SAM),requirements-sam.txt)
 
+$(BENCH): $(VENV_BENCH)/%/.stamp: bench/requirements-%.txt
+	@mkdir -p $(VENV_BENCH)
+	$(call install,$(VENV_BENCH)/$*,$<)
+
 $(NODE): local/package.json local/package-lock.json
 	@$(call need,npm,install Node.js 20 or newer$(comma) which brings it (nodejs.org$(comma) your package manager$(comma) or: apt install npm))
 	@echo "Installing the DynamoDB engines of local/package-lock.json (some 100 MB the first time)"
@@ -107,6 +118,9 @@ lock: $(DEV)
 	$(COMPILE) --group dev --constraints requirements.txt --output-file requirements-dev.txt
 	$(COMPILE_GROUP) sessions --constraints requirements.txt --output-file requirements-sessions.txt
 	$(COMPILE_GROUP) sam --output-file requirements-sam.txt
+	$(COMPILE_GROUP) bench-llamaindex --output-file bench/requirements-llamaindex.txt
+	$(COMPILE_GROUP) bench-langchain --output-file bench/requirements-langchain.txt
+	$(COMPILE_GROUP) bench-langgraph --output-file bench/requirements-langgraph.txt
 
 
 # ---- Building for Lambda ---------------------------------------------------------------------------------------------
