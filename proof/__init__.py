@@ -1,0 +1,1 @@
+"""Long proofs: what is tried for minutes, against real engines and real processes, and what came of it."""

@@ -1,0 +1,30 @@
+"""One section of docs/PROOF.md: what was tried, how often, and what was found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What one proof has to say. `held` is whether everything that was to hold did."""
+
+    title: str
+    tried: str
+    """What was tried, on which engine, in a sentence or two."""
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    """The table of what was measured or counted."""
+    held: bool
+    notes: Sequence[str] = field(default_factory=tuple)
+    """What the table cannot say."""
+
+    def markdown(self) -> str:
+        """The section as it stands in the report."""
+        lines = [f"## {self.title}", "", self.tried, "", _row(self.head), _row(["---"] * len(self.head))]
+        lines += [_row(row) for row in self.rows]
+        lines += ["", *(f"{note}\n" for note in self.notes), "Held." if self.held else "**Did not hold.**", ""]
+        return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
