@@ -13,7 +13,7 @@ from pathlib import Path
 
 from proof.section import Section
 
-PROOFS = ("crashes",)
+PROOFS = ("races", "crashes")
 REPORT = Path(__file__).parent.parent / "docs" / "PROOF.md"
 HEAD = """\
 # What was proved

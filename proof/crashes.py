@@ -18,6 +18,7 @@ from itertools import count
 from pathlib import Path
 
 from memory.turns import Window
+from proof import ACCOUNT
 from proof.section import Section
 from tests.crashes import ENDS, KILLS, OUT_OF_MEMORY, TIMEOUT, Crash, Recovery, history_faults, recover, retry_faults
 from tests.instances import Instance, Reply, Service, answered_with, missing_runtime, running_service
@@ -28,7 +29,6 @@ TURNS_OF_A_SESSION = 24
 """After so many a new session begins: the first turns of sessions are to be hit as well."""
 BOUND_SECONDS = 13.0
 """For the next request: a lease of 10 s, and its own turn on a busy machine."""
-ACCOUNT = {"AWS_ACCESS_KEY_ID": "proof", "AWS_SECRET_ACCESS_KEY": "proof", "AWS_DEFAULT_REGION": "us-east-1"}
 
 AT_RANDOM = (
     Crash(name="killed at random, in a plain turn"),
