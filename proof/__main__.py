@@ -1,7 +1,7 @@
 """What `make prove` runs: the proofs one after the other, and the report that they are written to.
 
-`python -m proof` runs all of them at full length; `python -m proof crashes` some; `--quick` each in a minute or so,
-without touching the report.
+`python -m proof` runs all of them at full length; `python -m proof races crashes` some; `--quick` each in a minute or
+so, without touching the report.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from proof.section import Section
 
-PROOFS = ("races", "crashes")
+PROOFS = ("races", "model", "crashes", "hostile")
 REPORT = Path(__file__).parent.parent / "docs" / "PROOF.md"
 HEAD = """\
 # What was proved
