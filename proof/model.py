@@ -17,7 +17,7 @@ from typing import Any
 
 from local import engine
 from memory.table import connect, create_table
-from proof import lies
+from proof import ACCOUNT, lies
 from proof.actors import TABLE
 from proof.schedule import Rules, Schedule
 from proof.section import Section
@@ -159,7 +159,7 @@ def real_engine() -> Iterator[str]:
 
 def no_account() -> None:
     """Credentials are made up: nothing here reaches an account."""
-    os.environ |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= ACCOUNT
 
 
 def main() -> None:
