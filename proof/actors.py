@@ -230,7 +230,7 @@ class Actor:
 
     async def read(self) -> None:
         """Read the whole session, or what fits a window."""
-        begun, limit = self.ledger.step, self.random.choice([None, *self.limits])
+        begun, limit = self.ledger.step, self.random.choice([None, None, *self.limits])
         window = await self.log().load(self.session, token_limit=limit)
         self._check_window(window.turns, begun, window.generation, limit)
 

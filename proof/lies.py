@@ -116,7 +116,7 @@ LIES = (
         module="dynamodb",
         old="if whole and (reading.damaged or await self._moved(reading)):",
         new="if whole and reading.damaged:",
-        row="deletes, clocks that agree",
+        row="readings of many pages",
     ),
     Lie(
         name="a failed turn is shown to the model",
@@ -145,13 +145,6 @@ LIES = (
         old='condition=UNBORN,\n                seen={":seen": holder},',
         new='condition="attribute_exists(#holder)",\n                seen={},',
         row="forks",
-    ),
-    Lie(
-        name="parts of a turn are not waited for",
-        module="items",
-        old="if len(payloads) < len(keys):",
-        new="if False:",
-        row="deletes",
     ),
 )
 

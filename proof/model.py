@@ -36,6 +36,7 @@ ROWS = {
     "rewrites": Rules(**ALL_FAULTS, slow=True, deeds=("rewrite", "regenerate")),
     "marks": Rules(**ALL_FAULTS, slow=True, deeds=("mark", "rewrite")),
     "forks": Rules(**ALL_FAULTS, slow=True, deeds=("fork", "sweep")),
+    "readings of many pages": Rules(deeds=("read", "read", "read", "history", "delete", "rewrite", "sweep")),
     "everything": Rules(
         **ALL_FAULTS,
         slow=True,

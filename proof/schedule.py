@@ -70,7 +70,7 @@ class Schedule:
         self.stalled = ""
         """Who does not go on for a while, as long as others can."""
         self.quiet = False
-        self.small_pages, self.large = self.random.random() < 0.3, self.random.random() < 0.5
+        self.page_size, self.large = self.random.choice([None, None, 1, 2]), self.random.random() < 0.5
         self._tokens = count(1)
         self._old: dict[str, Any] = {}
 
@@ -105,7 +105,7 @@ class Schedule:
 
     def _begin_all(self) -> dict[str, asyncio.Task[None]]:
         limits: tuple[int, ...] = self.random.choice([(1000,), (1000, 20, 0)])
-        kinds = ["talk"] * 5 + ["read", "history"]
+        kinds = ["talk"] * 5 + ["read", "read", "history"]
         kinds += [deed for deed in self.rules.deeds for _ in range(2) if self.random.random() < 0.6]
         actors = [self.actor(f"{kind}{i}", self.session, limits=limits) for i, kind in enumerate(kinds)]
         self.actors = {actor.name: actor for actor in actors}
@@ -214,8 +214,8 @@ class Schedule:
         """Hand a call to the engine, and let the ledger know what it did."""
         self.ledger.step += 1
         arguments = dict(packet.arguments)
-        if self.small_pages and packet.operation == "query":
-            arguments.setdefault("Limit", 2)  # as if pages were full after two items
+        if self.page_size and packet.operation == "query":
+            arguments.setdefault("Limit", self.page_size)  # as if a page were full
         if not packet.writes and not arguments.get("ConsistentRead"):
             return self._stale(packet.operation, arguments)
         try:
