@@ -11,7 +11,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handlers.front import event_loop, process_settings, table_client
 from handlers.problems import cause
-from handlers.report import logger
+from handlers.report import cost, logger
 from memory.codec import STATE_KEY, session_id
 from memory.dynamodb import LEASE
 from memory.sessions import DynamoDBSessions
@@ -43,9 +43,7 @@ def sweep(record: DynamoDBRecord) -> None:
     except Exception as error:
         logger.error("sweep", extra=facts | {"outcome": "failed", "cause": cause(error)})
         raise
-    usage = sessions.usage
-    facts |= {"dynamodb_calls": usage.calls, "read_units": usage.read_units, "write_units": usage.write_units}
-    logger.info("sweep", extra=facts | {"outcome": "done"})
+    logger.info("sweep", extra=facts | cost([sessions.usage]) | {"outcome": "done"})
 
 
 def _wait_for_turns_in_flight(image: dict[str, Any]) -> None:

@@ -235,8 +235,7 @@ class DynamoDBTurnLog:
             await self._sweep(session, generation, generation + 1)
             raise
         with suppress(TableUnavailable):  # what is left is out of sight; the next rewrite or delete removes it
-            while not (await self._sweep(session, 0, generation))[1]:
-                pass
+            await self._table.sweep_all(codec.partition(session), 0, generation)
 
     async def mark(self, window: Window, *, archived: Position = START, deleted: Position = START) -> None:
         if window.state is None:

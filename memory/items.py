@@ -101,6 +101,14 @@ class Items(Table):
         strays = [(item["pk"], item["sk"]) async for page in pages for item in page if f"#{but}#" not in item["sk"]]
         await self.delete_all(strays)
 
+    async def sweep_all(self, partition: str, first: int, end: int) -> int:
+        """Remove what the generations from `first` to below `end` hold, however much that is; how many items it was."""
+        removed, done = 0, False
+        while not done:
+            some, done = await self.sweep(partition, first, end)
+            removed += some
+        return removed
+
     async def sweep(self, partition: str, first: int, end: int) -> tuple[int, bool]:
         """Remove what the generations from `first` to below `end` hold, as far as one call may.
 

@@ -203,11 +203,7 @@ class DynamoDBSessions:
         How many items that were.
         """
         item = await self._table.get(partition, codec.STATE_KEY) or await self._fence(partition)
-        removed, done = 0, item is None
-        while item and not done:
-            some, done = await self._table.sweep(partition, 0, int(item["generation"]))
-            removed += some
-        return removed
+        return await self._table.sweep_all(partition, 0, int(item["generation"])) if item else 0
 
     async def _fence(self, partition: str) -> Item | None:
         """Put a tombstone where the state is gone and something is left: whoever claims now stays above it."""
@@ -389,8 +385,7 @@ class DynamoDBSessions:
         return highest + 1
 
     async def _sweep(self, session: Session, first: int, end: int) -> None:
-        while not (await self._table.sweep(codec.partition(session), first, end))[1]:
-            pass
+        await self._table.sweep_all(codec.partition(session), first, end)
 
     def _index_key(self, owner: str, active_at: datetime, session_id: str) -> Item:
         return {

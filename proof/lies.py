@@ -135,8 +135,8 @@ LIES = (
     Lie(
         name="a sweep goes one generation too far",
         module="sessions",
-        old='sweep(partition, 0, int(item["generation"]))',
-        new='sweep(partition, 0, int(item["generation"]) + 1)',
+        old='sweep_all(partition, 0, int(item["generation"]))',
+        new='sweep_all(partition, 0, int(item["generation"]) + 1)',
         row="deletes",
     ),
     Lie(
