@@ -1,7 +1,7 @@
 """What `make prove` runs: the proofs one after the other, and the report that they are written to.
 
-`python -m proof` runs all of them at full length; `python -m proof races crashes` some; `--quick` each in a minute or
-so, without touching the report.
+`python -m proof` runs all of them at full length; `python -m proof races crashes` some, and writes their sections
+of the report anew; `--quick` each in a minute or so, without touching the report.
 """
 
 import argparse
@@ -11,16 +11,11 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from proof import report
 from proof.section import Section
 
-PROOFS = ("races", "model", "crashes", "hostile")
+PROOFS = ("races", "model", "mutations", "crashes", "hostile")
 REPORT = Path(__file__).parent.parent / "docs" / "PROOF.md"
-HEAD = """\
-# What was proved
-
-Made by `make prove` on {date}, Python {python} on {machine}, in {minutes} minutes. Each section says what was tried and
-what came of it; a number stands here because it was counted or measured in that run.
-"""
 
 
 def main() -> None:
@@ -31,32 +26,33 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.proofs) - set(PROOFS):
         parser.error(f"there is no proof called {', '.join(sorted(unknown))}; there are {', '.join(PROOFS)}")
-    began = time.monotonic()
-    sections = [_run(name, quick=options.quick) for name in options.proofs or PROOFS]
-    if not options.quick and not options.proofs:
-        _write(sections, minutes=(time.monotonic() - began) / 60)
-    raise SystemExit(0 if all(section.held for section in sections) else 1)
+    held = True
+    for name in options.proofs or PROOFS:
+        held &= _run(name, quick=options.quick).held
+    raise SystemExit(0 if held else 1)
 
 
 def _run(name: str, *, quick: bool) -> Section:
     print(f"==> {name}", flush=True)
     began = time.monotonic()
     section: Section = importlib.import_module(f"proof.{name}").prove(quick=quick)
+    minutes = (time.monotonic() - began) / 60
     print(section.markdown())
-    print(f"{name}: {'held' if section.held else 'DID NOT HOLD'} after {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{name}: {'held' if section.held else 'DID NOT HOLD'} after {minutes:.1f} min", flush=True)
+    if not quick:
+        old = REPORT.read_text() if REPORT.exists() else ""
+        REPORT.parent.mkdir(exist_ok=True)
+        REPORT.write_text(report.with_section(old, name, section.markdown(_ran(minutes)), PROOFS))
+        print(f"The report is in {REPORT}", flush=True)
     return section
 
 
-def _write(sections: list[Section], *, minutes: float) -> None:
-    head = HEAD.format(
-        date=f"{datetime.now(UTC):%Y-%m-%d}",
-        python=platform.python_version(),
-        machine=f"{platform.system()} {platform.machine()}",
-        minutes=round(minutes),
+def _ran(minutes: float) -> str:
+    """When, where and on what a proof ran."""
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {minutes:.0f} minutes, on {report.revision()}, Python "
+        f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     )
-    REPORT.parent.mkdir(exist_ok=True)
-    REPORT.write_text("\n".join([head, *(section.markdown() for section in sections)]))
-    print(f"The report is in {REPORT}")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,11 @@ Each breaks one promise by one change to the text of a module; the schedules the
 """
 
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("memory", "local", "proof")
+from proof.broken import Change, copy_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +20,11 @@ class Lie:
     old: str
     new: str
     row: str
+    """Of the schedules that are to notice."""
+
+    @property
+    def change(self) -> Change:
+        return Change(file=f"memory/{self.module}.py", old=self.old, new=self.new)
 
 
 LIES = (
@@ -151,16 +152,7 @@ LIES = (
 
 def caught(lie: Lie, most: int) -> int | None:
     """How many schedules it took to catch a lie; None where `most` of them did not."""
-    with tempfile.TemporaryDirectory() as folder:
-        for package in PACKAGES:
-            shutil.copytree(
-                ROOT / package, Path(folder) / package, ignore=shutil.ignore_patterns("node_modules", "__py*")
-            )
-        file = Path(folder) / "memory" / f"{lie.module}.py"
-        text = file.read_text()
-        if lie.old not in text:
-            raise ValueError(f"memory/{lie.module}.py has changed: {lie.name!r} finds nothing to break")
-        file.write_text(text.replace(lie.old, lie.new))
+    with copy_with(lie.change) as folder:
         command = [sys.executable, "-m", "proof.model", "--row", lie.row, "--until-it-fails", "--first", str(most)]
         said = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
     found = re.search(r"^failed after (\d+)", said, re.MULTILINE)

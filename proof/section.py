@@ -18,9 +18,17 @@ class Section:
     notes: Sequence[str] = field(default_factory=tuple)
     """What the table cannot say."""
 
-    def markdown(self) -> str:
-        """The section as it stands in the report."""
-        lines = [f"## {self.title}", "", self.tried, "", _row(self.head), _row(["---"] * len(self.head))]
+    def markdown(self, ran: str = "") -> str:
+        """The section as it stands in the report; `ran` says when and on what."""
+        lines = [
+            f"## {self.title}",
+            "",
+            *([f"*{ran}*", ""] if ran else []),
+            self.tried,
+            "",
+            _row(self.head),
+            _row(["---"] * len(self.head)),
+        ]
         lines += [_row(row) for row in self.rows]
         lines += ["", *(f"{note}\n" for note in self.notes), "Held." if self.held else "**Did not hold.**", ""]
         return "\n".join(lines)

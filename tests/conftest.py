@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ReadTimeoutError
 from moto import mock_aws
@@ -24,13 +25,19 @@ from memory.sessions import DynamoDBSessions
 from memory.table import connect, create_table
 from memory.turns import Claim, Request, Session, Turn, Window, take_turn, utc_now
 
-TABLE = "rehydrate"
+TABLE = "rehydrate-tests"
+"""Not the name that a deployment's table may have: `DYNAMODB_ENDPOINT` can be an account's own."""
+OWN_ENGINE = os.environ.get("DYNAMODB_ENDPOINT")
+"""An engine beside the embedded ones that the contract is to run on; with the caller's credentials and region."""
 EVENT_FILES = sorted((Path(__file__).parent.parent / "events").glob("*.json"))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_account() -> Iterator[None]:
-    """No test reaches an account: the credentials are made up, and so is the region."""
+    """No test reaches an account but the one of OWN_ENGINE: credentials are made up, and so is the region."""
+    if OWN_ENGINE:
+        client_at(OWN_ENGINE)  # which keeps the credentials that it was made with
+        boto3.setup_default_session()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "OPENAI_API_KEY", "OPENAI_API_BASE", "DYNAMODB_ENDPOINT"):
             patch.delenv(name, raising=False)
@@ -73,6 +80,8 @@ class Store:
 
     client: Any
     owner: str
+    lag: float = 0
+    """Seconds after which the index shows what was written."""
 
     def log(self, *, kind: type[DynamoDBTurnLog] = DynamoDBTurnLog, **options: Any) -> DynamoDBTurnLog:
         """A log of its own, as every invocation has."""
@@ -84,6 +93,7 @@ class Store:
 
     async def listed(self) -> list[str]:
         """Ids of the owner's sessions, as the index lists them."""
+        await asyncio.sleep(self.lag)
         return [session.id for session in await self.sessions().listed(self.owner, limit=100)]
 
     def session(self, name: str = "talk") -> Session:
@@ -182,14 +192,16 @@ def meanwhile(step: Callable[[], Coroutine[Any, Any, Any]]) -> Callable[[], None
     return lambda: asyncio.run(step())
 
 
-# Making a client takes longer than most tests.
-client_at = functools.cache(connect)
+@functools.cache
+def client_at(endpoint: str | None) -> Any:
+    """A client; making one takes longer than most tests."""
+    return connect(endpoint)
 
 
 def store_at(endpoint: str | None) -> Store:
     client = client_at(endpoint)
     create_table(client, TABLE)
-    return Store(client=client, owner=uuid.uuid4().hex)
+    return Store(client=client, owner=uuid.uuid4().hex, lag=1 if endpoint == OWN_ENGINE is not None else 0)
 
 
 @pytest.fixture
@@ -198,7 +210,17 @@ def moto_store() -> Iterator[Store]:
         yield store_at(None)
 
 
-@pytest.fixture(params=["moto", "dynoxide", "dynamodb_local"])
+@pytest.fixture(scope="session")
+def own_engine() -> str:
+    """The endpoint that DYNAMODB_ENDPOINT names."""
+    assert OWN_ENGINE
+    return OWN_ENGINE
+
+
+REAL_ENGINES = ["dynoxide", "dynamodb_local", *(["own_engine"] if OWN_ENGINE else [])]
+
+
+@pytest.fixture(params=["moto", *REAL_ENGINES])
 def store(request: pytest.FixtureRequest) -> Store:
     """A table on each engine in turn, for properties that all of them can show."""
     if request.param == "moto":
@@ -207,7 +229,7 @@ def store(request: pytest.FixtureRequest) -> Store:
     return store_at(request.getfixturevalue(request.param))
 
 
-@pytest.fixture(params=["dynoxide", "dynamodb_local"])
+@pytest.fixture(params=REAL_ENGINES)
 def real_store(request: pytest.FixtureRequest) -> Store:
     """A table on each real engine: for races, capacity and sizes, where moto looks away."""
     return store_at(request.getfixturevalue(request.param))
