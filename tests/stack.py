@@ -14,7 +14,7 @@ import httpx
 
 from local import engine
 from local.functions import CHAT
-from tests.conftest import require
+from tests.conftest import TABLE, require
 
 ROOT = Path(__file__).parent.parent
 LIST_PROCESSES = ["/bin/ps", "-eww", "-o", "pid=,ppid=,args="]
@@ -59,7 +59,8 @@ class Stack:
 def running(folder: Path, **settings: str) -> Iterator[Stack]:
     """The stack on the data in a folder, until the block ends with the equivalent of Ctrl-C."""
     require(engine.missing_dynoxide() and engine.missing_dynamodb_local())
-    environment = {**os.environ, "LOCAL_DIR": str(folder), "PORT": "0", "PYTHONUNBUFFERED": "1", **settings}
+    environment = {**os.environ, "LOCAL_DIR": str(folder), "PORT": "0", "PYTHONUNBUFFERED": "1", "TABLE_NAME": TABLE}
+    environment |= settings
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         environment.pop(name, None)
     process = subprocess.Popen(
