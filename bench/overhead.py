@@ -16,8 +16,6 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
-from datetime import timedelta
 from typing import Any, cast
 
 from boto3.dynamodb.types import TypeSerializer
@@ -26,7 +24,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import Memory
 
-from bench import text
+from bench import stored, text
 from handlers.agent import build_agent
 from handlers.conversation import Answered, Ask, Conversation
 from handlers.model import chat_model
@@ -35,14 +33,12 @@ from local import demo_model
 from memory import codec
 from memory.chat_store import count_tokens, encode_message
 from memory.dynamodb import DynamoDBTurnLog
-from memory.turns import Claim, Request, Session, State, Turn, WindowSize, utc_now
+from memory.turns import Turn
 
 WINDOWS = (1_000, 10_000, 30_000)
 ROUNDS = 40
 WARM_UP = 3
 INVOCATION_SECONDS = 28.0
-INSTANCE = f"2026/01/01/[$LATEST]{'0' * 32}"
-SESSION = Session(owner=f"token:{'0' * 32}", id="default")
 WAYS = ("alone", "alone, uncounted", "the turn")
 CLOCKS = ("passed", "processor")
 
@@ -116,12 +112,12 @@ class Case:
         conversation = Conversation(
             log=log,
             build_agent=lambda: build_agent(self._model),
-            instance=INSTANCE,
+            instance=stored.INSTANCE,
             token_limit=self._limit,
             wait_seconds=1,
             deadline=asyncio.get_running_loop().time() + INVOCATION_SECONDS,
         )
-        ask = Ask(session=SESSION, request=_request(len(self.turns) + 1), message=text.question(0))
+        ask = Ask(session=stored.SESSION, request=stored.request_of(len(self.turns) + 1), message=text.question(0))
 
         async def answer() -> object:
             return [event async for event in conversation.answer(ask)][-1]
@@ -176,17 +172,7 @@ def window_of(token_limit: int) -> list[Turn]:
 
 def items_of(turns: Sequence[Turn]) -> list[Item]:
     """A session of these turns as a Query of the table returns it: its state, then the newest turn first."""
-    now = utc_now()
-    state = State(
-        generation=1,
-        number=len(turns),
-        holder=turns[-1].token,
-        lease_until=now,
-        recent=tuple(codec.request_hash(turn.request.id) for turn in turns)[-codec.RECENT_REQUESTS :],
-    )
-    shown = {"owner": SESSION.owner, "title": "bench", "active_at": codec.minute(now), "created_at": codec.second(now)}
-    head = codec.encode_state(state) | shown | {"pk": codec.partition(SESSION), "sk": codec.STATE_KEY, "reserved": 1}
-    items = [head, *(codec.encode_turn(SESSION, turn)[0] for turn in reversed(turns))]
+    items = [stored.state_item(turns), *(codec.encode_turn(stored.SESSION, turn)[0] for turn in reversed(turns))]
     serialize = TypeSerializer().serialize
     return [{name: serialize(value) for name, value in item.items()} for item in items]
 
@@ -196,24 +182,7 @@ def _turn(number: int) -> Turn:
         ChatMessage(role="user", content=text.question(number)),
         ChatMessage(role="assistant", content=text.answer(number)),
     ]
-    began = utc_now() - timedelta(days=1)
-    claim = Claim(
-        session=SESSION,
-        generation=1,
-        number=number,
-        token=f"{number:016}",
-        request=_request(number),
-        window=WindowSize(turns=0, tokens=0, limit=0),
-        claimed_at=began,
-    )
-    turn = claim.completed(
-        [encode_message(message) for message in said], tokens=count_tokens(said), at=began, instance=INSTANCE
-    )
-    return replace(turn, finished_at=began + timedelta(seconds=2))
-
-
-def _request(number: int) -> Request:
-    return Request(id=f"{number:036}", body_hash="0" * 64)
+    return stored.turn_of(number, [encode_message(message) for message in said], count_tokens(said))
 
 
 def _instant_model() -> FunctionCallingLLM:

@@ -14,15 +14,15 @@ _WORDS = Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split
 
 def question(turn: int) -> str:
     """What the user says in a turn."""
-    return _text(f"question {turn}", QUESTION_BYTES)
+    return words(f"question {turn}", QUESTION_BYTES)
 
 
 def answer(turn: int) -> str:
     """What the assistant answers."""
-    return _text(f"answer {turn}", ANSWER_BYTES)
+    return words(f"answer {turn}", ANSWER_BYTES)
 
 
-def _text(seed: str, size: int) -> str:
+def words(seed: str, size: int) -> str:
     """Words that take exactly so many bytes."""
     draw = random.Random(seed)  # noqa: S311 - text, not secrets
     text = ""
