@@ -17,13 +17,14 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench prove lock build clean build-ChatFunction build-SessionsFunction build-SweepFunction
+.PHONY: help run test check bench cost prove lock build clean build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
 	@echo "make run      the whole service on this machine: http://127.0.0.1:3000 (PORT=... moves it, Ctrl-C stops it)"
 	@echo "make test     the tests (ARGS='-k name -x' goes to pytest)"
 	@echo "make check    lint, formatting, types, and the template"
 	@echo "make bench    what a turn costs here and in other stores, and what this adds to an agent's run (some minutes)"
+	@echo "make cost     what a turn costs in dollars (TURNS=100000 a month, TOKENS=3000 of window; ARGS=--help says what else)"
 	@echo "make prove    the long proofs, for an hour or so (ARGS='crashes --quick' picks some, and a minute or two for each)"
 	@echo "make build    what is deployed, in .aws-sam/build (for Graviton see samconfig.toml); then: sam deploy --guided"
 	@echo "make lock     the requirements files from pyproject.toml (UPGRADE=1 takes the newest versions)"
@@ -46,6 +47,9 @@ check: $(DEV) $(SAM)
 bench: $(DEV) $(BENCH) $(NODE)
 	@$(VENV)/bin/python -m bench --peers $(VENV_BENCH) $(ARGS)
 	@$(VENV)/bin/python -m bench.overhead
+
+cost: $(DEV)
+	@exec $(VENV)/bin/python -m bench.cost $(if $(TURNS),--turns '$(TURNS)') $(if $(TOKENS),--tokens '$(TOKENS)') $(ARGS)
 
 prove: $(DEV) $(SAM) $(NODE)
 	@exec $(VENV)/bin/python -m proof $(ARGS)

@@ -14,9 +14,9 @@ from bench.prices import AS_OF, PRICES
 from bench.units import BYTES_PER_TOKEN, QUESTION_SHARE, Talk, Units, units_of
 from handlers.settings import SECRET_SECONDS
 
-TURN_LINE_BYTES = 760
+TURN_LINE_BYTES = 680
 """The turn's own log line, as the chat function writes it."""
-ACCESS_LINE_BYTES = 235
+ACCESS_LINE_BYTES = 175
 """The line of the API's access log, in the template's format."""
 PLATFORM_LINES_BYTES = 380
 """Lambda's `platform.start` and `platform.report`, by the form that AWS documents for them."""
@@ -198,7 +198,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Work out and print."""
-    parser = _options()
+    parser = options()
     given = parser.parse_args()
     prices = {name: price.dollars for name, price in PRICES.items()} | dict(given.price)
     if given.prices:
@@ -214,32 +214,32 @@ def main() -> None:
 
 def plan_of(given: argparse.Namespace) -> Plan:
     """The plan of the command line. Raises ValueError where its values contradict each other."""
-    options = vars(given).copy()
+    values = vars(given).copy()
     talk = Talk(
-        window=options.pop("tokens"),
-        turn_tokens=options.pop("turn_tokens"),
-        turn_bytes=options.pop("turn_bytes") or given.turn_tokens * BYTES_PER_TOKEN,
-        token_limit=options.pop("token_limit"),
+        window=values.pop("tokens"),
+        turn_tokens=values.pop("turn_tokens"),
+        turn_bytes=values.pop("turn_bytes") or given.turn_tokens * BYTES_PER_TOKEN,
+        token_limit=values.pop("token_limit"),
     )
-    if options["answer_tokens"] is None:
-        options["answer_tokens"] = round(talk.turn_tokens * (1 - QUESTION_SHARE))
+    if values["answer_tokens"] is None:
+        values["answer_tokens"] = round(talk.turn_tokens * (1 - QUESTION_SHARE))
     for name, value, most, of in (
         ("tokens", talk.window, talk.token_limit, "TOKEN_LIMIT (--token-limit) lets in"),
         ("turn-tokens", talk.turn_tokens, talk.token_limit, "TOKEN_LIMIT (--token-limit) lets in"),
         ("turn-bytes", talk.turn_bytes, LARGEST_TURN, "Lambda lets in or out"),
-        ("answer-tokens", options["answer_tokens"], talk.turn_tokens, "its turn (--turn-tokens) has"),
+        ("answer-tokens", values["answer_tokens"], talk.turn_tokens, "its turn (--turn-tokens) has"),
     ):
         if value > most:
             raise ValueError(f"argument --{name}: {value:,} is more than the {most:,} that {of}; give less")
-    return Plan(talk=talk, **{name: value for name, value in options.items() if name not in ("price", "prices")})
+    return Plan(talk=talk, **{name: value for name, value in values.items() if name not in ("price", "prices")})
 
 
-def _options() -> _Parser:
+def options() -> _Parser:
     parser = _Parser(prog="python -m bench.cost", description="What a turn costs, and what moves that.")
     add = parser.add_argument
     add("--turns", type=_whole(1), default=100_000, help="turns a month (%(default)s)")
     add("--tokens", type=_whole(0), default=3_000, help="window_tokens of a typical turn's log line (%(default)s)")
-    add("--turn-tokens", type=_whole(1), default=330, help="of a turn: window_tokens / turns_in_window (%(default)s)")
+    add("--turn-tokens", type=_whole(10), default=330, help="of a turn: window_tokens / turns_in_window (%(default)s)")
     add("--turn-bytes", type=_whole(8), help=f"UTF-8 of what is said in a turn ({BYTES_PER_TOKEN} a token)")
     add("--answer-tokens", type=_whole(0), help="tokens of a turn that the model writes (three quarters of them)")
     add("--prompt-tokens", type=_whole(0), default=PROMPT_TOKENS, help="system prompt and tools (%(default)s)")
@@ -266,9 +266,13 @@ def _options() -> _Parser:
 
 def _whole(least: int, most: int = 10**12) -> Callable[[str], int]:
     def parse(value: str) -> int:
-        if not (value.isdecimal() and least <= int(value[:20]) <= most):
+        try:
+            number = int(value)
+        except ValueError:
+            number = least - 1
+        if not least <= number <= most:
             raise argparse.ArgumentTypeError(f"{value!r} will not do; give a whole number, from {least} to {most}")
-        return int(value)
+        return number
 
     return parse
 

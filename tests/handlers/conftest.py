@@ -76,7 +76,7 @@ class Service:
         path = event.get("rawPath", event.get("path", "/chat"))
         function = chat if path == "/chat" or path.endswith("/regenerate") else sessions
         result = function.handler(event, Context(seconds=seconds))  # type: ignore[arg-type]
-        lines = [json.loads(line) for line in self._log.getvalue().splitlines()]
+        lines = [json.loads(line) for line in self.logged()]
         turns = [line for line in lines if line["message"] in ("turn", "request")]
         assert len(turns) <= 1
         several = {name.lower(): values for name, values in result.get("multiValueHeaders", {}).items()}
@@ -148,6 +148,10 @@ class Service:
         if query:
             event["queryStringParameters"] = query
         return self.invoke(event, seconds=seconds)
+
+    def logged(self) -> list[str]:
+        """The lines that were logged since the last event was handed over."""
+        return self._log.getvalue().splitlines()
 
     def model_received(self) -> list[list[dict[str, Any]]]:
         """The messages of each request that reached the model since the test began."""
