@@ -258,7 +258,12 @@ def options() -> _Parser:
     add("--log-days", type=_whole(1), default=30, help="that logs are kept (%(default)s)")
     add("--metrics", type=_whole(0), default=0, help="custom metrics (%(default)s)")
     add("--traced-percent", type=_amount(100), default=0.0, help="of the turns that X-Ray records (%(default)s)")
-    add("--secrets", type=_whole(0), default=2, help="in Secrets Manager; token needs one more (%(default)s)")
+    add(
+        "--secrets",
+        type=_whole(0),
+        default=2,
+        help="the model's key, and in mode token the one that signs (%(default)s)",
+    )
     add("--price", type=_price, action="append", default=[], metavar="NAME=VALUE", help="another price, in dollars")
     add("--prices", action="store_true", help="show the prices and where they are published, and nothing else")
     return parser

@@ -1,16 +1,21 @@
 """The calculator of `make cost`: what it adds up, what it refuses, and that its page shows what it prints."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from llama_index.core.llms.mock import MockFunctionCallingLLM
+from llama_index.core.tools import FunctionTool
+from llama_index.core.utils import get_tokenizer
 
 from bench import cost
 from bench.cost import costs, plan_of, report
 from bench.prices import PRICES
 from bench.units import Units
+from handlers.agent import SYSTEM_PROMPT, build_agent
 from tests.test_template import TEMPLATE, CloudFormationLoader
 
 PAGE = Path(__file__).parents[2] / "docs" / "COST.md"
@@ -165,6 +170,16 @@ def test_the_access_line_is_as_long_as_it_is_counted() -> None:
         line = line.replace(f"$context.{name}", value)
     assert "$context" not in line
     assert len(line) == pytest.approx(cost.ACCESS_LINE_BYTES, rel=0.05)
+
+
+def test_the_example_agents_prompt_is_counted() -> None:
+    """The prompt and the tools' descriptions take as many tokens as are counted for them."""
+    agent = build_agent(MockFunctionCallingLLM())
+    tools = [tool.metadata.to_openai_tool() for tool in agent.tools if isinstance(tool, FunctionTool)]
+    assert len(tools) == len(agent.tools)
+    count = get_tokenizer()
+    tokens = len(count(SYSTEM_PROMPT)) + len(count(json.dumps(tools)))
+    assert tokens == pytest.approx(cost.PROMPT_TOKENS, rel=0.05)
 
 
 def test_the_defaults_are_the_templates() -> None:
