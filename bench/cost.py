@@ -235,6 +235,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
 
 
 def options() -> _Parser:
+    """What can be said of a deployment and its month."""
     parser = _Parser(prog="python -m bench.cost", description="What a turn costs, and what moves that.")
     add = parser.add_argument
     add("--turns", type=_whole(1), default=100_000, help="turns a month (%(default)s)")

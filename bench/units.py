@@ -68,12 +68,12 @@ def units_of(talk: Talk) -> Units:
     size, part_sizes = item_bytes(item), [item_bytes(part) for part in parts]
     state = item_bytes(stored.state_item([turn] * codec.RECENT_REQUESTS))
     pages = _pages(talk, state, size)
-    own = math.ceil(state / codec.WRITE_UNIT) + sum(math.ceil(size / codec.WRITE_UNIT) for size in (size, *part_sizes))
+    own = sum(math.ceil(each / codec.WRITE_UNIT) for each in (state, size, *part_sizes))
     index = INDEX_WRITES if talk.turns or talk.is_longer else 1  # a session's first turn has no entry to delete
     return Units(
-        calls=len(pages) + talk.turns * len(parts) + 1 + len(parts) + 1,
+        calls=len(pages) + talk.turns * len(parts) + 2 + len(parts),  # claim and commit, beside the load
         reads=sum(max(1, math.ceil(page / READ_UNIT)) for page in pages)
-        + talk.turns * sum(math.ceil(size / READ_UNIT) for size in part_sizes),
+        + talk.turns * sum(math.ceil(each / READ_UNIT) for each in part_sizes),
         writes=own + index,
         index_writes=index,
         stored=size + sum(part_sizes) + ITEM_OVERHEAD * (1 + len(parts)),
@@ -92,7 +92,7 @@ def _value_bytes(value: Any) -> int:
         case bytes():
             return len(value)
         case int():
-            return math.ceil(len(str(value).rstrip("0")) / 2) + 1
+            return math.ceil(len(str(value).rstrip("0")) / 2) + 1  # two digits a byte, but for zeros at the end
         case list():
             return 3 + sum(1 + _value_bytes(element) for element in value)
     raise TypeError(f"items hold no {type(value).__name__}")
