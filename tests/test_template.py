@@ -197,6 +197,10 @@ def _evaluate(value: Any, parameters: dict[str, Any], conditions: dict[str, Any]
             return any(map(of, operands))
         case {"Fn::Split": [str(separator), text]}:
             return of(text).split(separator)
+        case {"Fn::Join": [str(separator), list(texts)]}:
+            return separator.join(str(of(text)) for text in texts)
+        case {"Fn::Select": [int(index), items]}:
+            return of(items)[index]
         case {"Fn::Sub": str(text)}:
             return {"Fn::Sub": re.sub(r"\$\{(\w+)\}", lambda found: str(parameters.get(found[1], found[0])), text)}
         case {"Fn::GetAtt": str()}:
@@ -298,6 +302,64 @@ class TestFunctions:
         """Every function is told the table, and all log under one service."""
         variables = function["Environment"]["Variables"]
         assert (variables["TABLE_NAME"], variables["POWERTOOLS_SERVICE_NAME"]) == ({"Ref": "Table"}, "rehydrate")
+
+
+class TestVersions:
+    """The API calls an alias, and so what was published; SnapStart makes its snapshots of that alone."""
+
+    @pytest.mark.parametrize("name", ["ChatFunction", "SessionsFunction"], indirect=True)
+    def test_are_what_the_api_calls(self, function: Resource) -> None:
+        """The functions behind the API are released by one alias, for whatever changes, and leave no version behind."""
+        assert function["AutoPublishAlias"] == "live"
+        assert function["AutoPublishAliasAllProperties"] is True
+        assert function["VersionDeletionPolicy"] == "Delete"
+
+    def test_start_from_a_snapshot_where_starting_takes_long(self, template: dict[str, Any]) -> None:
+        """SnapStart is on for the function that imports LlamaIndex. It is for Zip packages of Python 3.12 and later."""
+        snapshots = [name for name in FUNCTIONS if "SnapStart" in template["Resources"][name]["Properties"]]
+        assert snapshots == ["ChatFunction"]
+        function = template["Resources"]["ChatFunction"]["Properties"]
+        assert function["SnapStart"] == {"ApplyOn": "PublishedVersions"}
+        assert function.get("PackageType", "Zip") == "Zip"
+        assert int(function["Runtime"].removeprefix("python3.")) >= 12
+
+    @pytest.mark.parametrize("name", ["ChatFunction", "SessionsFunction"], indirect=True)
+    @pytest.mark.parametrize("mode", ["token", "jwt"], indirect=True)
+    def test_are_published_for_every_parameter_that_a_function_has(
+        self, template: dict[str, Any], name: str, mode: str
+    ) -> None:
+        """The description of a version differs exactly where the function does: else a new value would reach nobody."""
+        given = {"IdentityMode": mode}
+        before = render(template, **given)["Resources"][name]["Properties"]
+        for parameter in template["Parameters"]:
+            after = render(template, **given | {parameter: _another(template, parameter)})["Resources"][name][
+                "Properties"
+            ]
+            changed = after.pop("VersionDescription") != before["VersionDescription"]
+            assert changed == (after != {k: v for k, v in before.items() if k != "VersionDescription"}), parameter
+
+    def test_have_descriptions_that_lambda_takes(self, template: dict[str, Any]) -> None:
+        """With both secrets, another server and three origins it is not longer than a description may be."""
+        origins = ",".join(f"https://{name}.example.com" for name in ("www", "admin", "staging"))
+        function = render(
+            template,
+            SigningSecretArn=f"{SECRET}-of-the-production-service-a1b2c3",
+            OpenAiKeySecretArn=f"{KEY}-of-the-production-service-a1b2c3",
+            OpenAiApiBase="https://models.internal.example.com/v1",
+            CorsOrigins=origins,
+        )["Resources"]["ChatFunction"]["Properties"]
+        assert len(function["VersionDescription"]) <= 256
+
+
+def _another(template: dict[str, Any], parameter: str) -> str:
+    """Another value of a parameter than it has."""
+    known = template["Parameters"][parameter]
+    if parameter == "OpenAiKeySecretArn":
+        return f"{KEY}-2"
+    if parameter == "SigningSecretArn":
+        return SECRET
+    others = [value for value in known.get("AllowedValues", ["1234"]) if str(value) != str(known.get("Default"))]
+    return str(others[-1])
 
 
 class TestChatFunction:
