@@ -16,10 +16,12 @@ from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
 from handlers.run import AgentFailed
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
+from handlers.snapshot import register_hooks
 from memory.dynamodb import DynamoDBTurnLog
 from memory.turns import Request, Session
 
 front = Front()
+register_hooks()
 
 
 @logger.inject_lambda_context

@@ -28,11 +28,12 @@ class ChatModel(OpenAI):
 
 def chat_model(settings: Settings) -> ChatModel:
     """The client of this process. It keeps connections, and nothing of any conversation. Raises SettingsError."""
-    return _client(settings, settings.model_key())
+    return model_client(settings, settings.model_key())
 
 
 @lru_cache(maxsize=2)  # a key that was replaced gets a new client
-def _client(settings: Settings, key: str) -> ChatModel:
+def model_client(settings: Settings, key: str) -> ChatModel:
+    """The client for one key."""
     return ChatModel(
         model=settings.openai_model,
         api_base=settings.openai_api_base,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
@@ -85,7 +86,8 @@ class Settings(BaseModel):
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """The settings in the environment; an empty variable counts as absent. Raises SettingsError."""
         given = {name: environment.get(name.upper()) for name in cls.model_fields}
-        stream = environment.get("AWS_LAMBDA_LOG_STREAM_NAME") or f"{socket.gethostname()}-{os.getpid()}"
+        # Functions with SnapStart are told no log stream, and all instances of a snapshot have one process id.
+        stream = environment.get("AWS_LAMBDA_LOG_STREAM_NAME") or f"{socket.gethostname()}-{secrets.token_hex(4)}"
         try:
             return cls.model_validate({"instance": stream} | {name: value for name, value in given.items() if value})
         except ValidationError as error:

@@ -11,12 +11,14 @@ import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import boto3
 from boto3.dynamodb.types import Binary, TypeDeserializer, TypeSerializer
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.loaders import create_loader
+from botocore.session import get_session
 
 from memory.codec import Item
 from memory.turns import TableUnavailable, Usage
@@ -60,6 +62,8 @@ _NO_VERDICT = {
     "RequestLimitExceeded",
     "ThrottlingException",
 }
+# Reads what clients are made from, and keeps it for the next one.
+_LOADER = create_loader()
 # An executor of its own: tools that are stuck in the event loop's default one cannot hold up a commit.
 _EXECUTOR = ThreadPoolExecutor(max_workers=16, thread_name_prefix="dynamodb")
 _serialize = TypeSerializer().serialize
@@ -91,7 +95,19 @@ def connect(endpoint: str | None = None) -> "DynamoDBClient":
         retries={"total_max_attempts": 2, "mode": "standard"},
         max_pool_connections=16,
     )
-    return boto3.client("dynamodb", endpoint_url=endpoint, config=config)
+    return _client(config, endpoint=endpoint)
+
+
+def prepare() -> None:
+    """Read what every client is made from. No credential is looked for, and no connection opened."""
+    _client(Config(signature_version=UNSIGNED), region="us-east-1")
+
+
+def _client(config: Config, *, endpoint: str | None = None, region: str | None = None) -> "DynamoDBClient":
+    """A client in a session of its own: its credentials go where it goes, and are not those that others left behind."""
+    session = get_session()
+    session.register_component("data_loader", _LOADER)
+    return cast("DynamoDBClient", session.create_client("dynamodb", region, endpoint_url=endpoint, config=config))
 
 
 def create_table(client: "DynamoDBClient", name: str) -> None:

@@ -116,7 +116,7 @@ def logged() -> Iterator[io.StringIO]:
 def _forget_settings() -> None:
     front.process_settings.cache_clear()
     front.table_client.cache_clear()
-    model._client.cache_clear()
+    model.model_client.cache_clear()
 
 
 def send(events: int, *, seed: int, log: io.StringIO) -> Found:

@@ -199,5 +199,5 @@ def configure(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
 def forget_settings() -> None:
     """As a new process starts: nothing was read from the environment yet."""
     front.process_settings.cache_clear()
-    model._client.cache_clear()
+    model.model_client.cache_clear()
     front.table_client.cache_clear()

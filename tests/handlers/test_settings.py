@@ -17,7 +17,9 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 
 def test_an_empty_variable_counts_as_absent() -> None:
     """CloudFormation sets what was left open to nothing."""
-    assert Settings.from_environment({"OPENAI_API_BASE": "", "TOKEN_LIMIT": ""}) == Settings.from_environment({})
+    given = {"AWS_LAMBDA_LOG_STREAM_NAME": "here"}
+    left_open = given | {"OPENAI_API_BASE": "", "TOKEN_LIMIT": ""}
+    assert Settings.from_environment(left_open) == Settings.from_environment(given)
 
 
 @pytest.mark.parametrize(
