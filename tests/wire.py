@@ -62,7 +62,7 @@ def wire_to(endpoint: str) -> Iterator[Wire]:
             self.close_connection = wire.stops(operation, "before")
             if self.close_connection:
                 return
-            response, answer = _forwarded(endpoint, dict(self.headers), body)
+            response, answer = forwarded(endpoint, self.path, dict(self.headers), body)
             self.close_connection = wire.stops(operation, "after")
             if not self.close_connection:
                 self._answer(response, answer)
@@ -98,10 +98,11 @@ class _Server(ThreadingHTTPServer):
         """Whoever was killed does not read its answers."""
 
 
-def _forwarded(endpoint: str, headers: dict[str, str], body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+def forwarded(endpoint: str, path: str, headers: dict[str, str], body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+    """What another server answers to a POST."""
     connection = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
     try:
-        connection.request("POST", "/", body, headers)
+        connection.request("POST", path, body, headers)
         response = connection.getresponse()
         return response, response.read()
     finally:
