@@ -18,7 +18,10 @@ from memory.turns import DamagedTurn, Message, Position, Request, Session, State
 
 Item = dict[str, Any]
 
-VERSION = 1
+WRITES = 1
+"""Version of the items that this release writes: one that the release before it reads."""
+READS = frozenset({1})
+"""Versions of the items that it reads: all that were ever written."""
 WRITE_UNIT = 1024
 INLINE_BYTES = 64_000
 """Payload that a turn's own item takes. More goes into parts, which cost a load nothing where the turn does not fit."""
@@ -96,7 +99,7 @@ def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
     item: Item = {
         "pk": partition(session),
         "sk": turn_key(turn.generation, turn.number),
-        "v": VERSION,
+        "v": WRITES,
         "status": turn.status.value,
         "request_id": turn.request.id,
         "body_hash": turn.request.body_hash,
@@ -140,8 +143,8 @@ def part_keys(item: Mapping[str, Any]) -> list[str]:
 def decode_turn(item: Mapping[str, Any], parts: Sequence[bytes] = ()) -> Turn:
     """The turn in an item (and the payloads of its parts, in order). Raises DamagedTurn where it cannot be read."""
     try:
-        if int(item["v"]) != VERSION:
-            raise DamagedTurn(f"{item['sk']} has codec version {item['v']}; this release reads version {VERSION}")
+        if int(item["v"]) not in READS:
+            raise DamagedTurn(f"{item['sk']} has codec version {item['v']}; this release reads {sorted(READS)}")
         generation, number = turn_numbers(item["sk"])
         turns, tokens, limit = (int(value) for value in item["window"])
         return Turn(
