@@ -11,7 +11,8 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handlers.identity import Caller
-from handlers.problems import Problem, cause
+from handlers.metrics import MEASURES, metrics
+from handlers.problems import Kind, Problem, cause
 from handlers.settings import Settings
 from memory.turns import Session, Usage
 
@@ -22,7 +23,7 @@ FIELDS = {
 """The fields that a line may name; others are the client's words."""
 
 logging.logAsyncioTasks = False  # type: ignore[attr-defined] # from Python 3.12 on each line would name a "Task-7"
-logger = Logger(service="rehydrate", location=None)
+logger = Logger(location=None)
 
 
 @dataclass(kw_only=True)
@@ -64,7 +65,27 @@ def log_exchange(exchange: Exchange) -> None:
         if name := problem.extra.get("field"):
             facts["field"] = name if name in FIELDS else "one that is not known"
         write = logger.error if status >= HTTPStatus.INTERNAL_SERVER_ERROR else logger.warning
-    write(exchange.line, extra=facts)
+    write(exchange.line, extra=facts | _metrics(exchange, facts))
+
+
+def _metrics(exchange: Exchange, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes metrics of a turn's line. Of the other lines faults alone count: AWS counts requests itself."""
+    counter = _counter(exchange)
+    if exchange.line == "turn":
+        return metrics(logger.service, counter, [(name, facts[name]) for name in MEASURES if name in facts])
+    return metrics(logger.service, counter) if counter == "service_faults" else {}
+
+
+def _counter(exchange: Exchange) -> str:
+    """The counter that the request belongs to."""
+    problem = exchange.problem
+    if problem is None:
+        return "turns_replayed" if exchange.facts.get("replayed") else "turns_answered"
+    if problem.kind in (Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT):
+        return "turns_failed"
+    if problem.kind is Kind.TURN_IN_PROGRESS:
+        return "lease_conflicts"
+    return "service_faults" if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "turns_refused"
 
 
 def _who(exchange: Exchange) -> dict[str, Any]:

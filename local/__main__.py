@@ -142,6 +142,9 @@ def worker_environment(
         "IDENTITY_SOURCES": "token",
         # Servers on this machine want none, the client library does.
         "OPENAI_API_KEY": "none",
+        "POWERTOOLS_SERVICE_NAME": "rehydrate",
+        # No CloudWatch reads this log, people do.
+        "POWERTOOLS_METRICS_DISABLED": "true",
         **given,
         "DYNAMODB_ENDPOINT": endpoint,
     }

@@ -249,3 +249,10 @@ def test_the_demo_model_is_handed_to_the_workers() -> None:
     """Base URL, a key and the model's name go together."""
     made = program.worker_environment({}, endpoint="http://127.0.0.1:1", model_endpoint="http://m", secret="s")
     assert (made["OPENAI_API_BASE"], made["OPENAI_API_KEY"], made["OPENAI_MODEL"]) == ("http://m/v1", "demo", "demo")
+
+
+def test_lines_on_a_console_are_for_people() -> None:
+    """The workers' lines carry no metrics here, unless somebody asks for them."""
+    for given, disabled in (({}, "true"), ({"POWERTOOLS_METRICS_DISABLED": "false"}, "false")):
+        made = program.worker_environment(given, endpoint="http://127.0.0.1:1", model_endpoint=None, secret="s")
+        assert made["POWERTOOLS_METRICS_DISABLED"] == disabled
