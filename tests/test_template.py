@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 
 import memory.table
 from handlers import chat as chat_module
@@ -18,57 +17,31 @@ from local import stream
 from local.functions import function_for
 from memory.codec import STATE_KEY, TURN_PREFIX
 from memory.table import TABLE_SCHEMA
+from tests.cloudformation import (
+    AUTHORIZER,
+    FUNCTIONS,
+    KEY,
+    MODES,
+    ROOT,
+    SECRET,
+    TEMPLATE,
+    Resource,
+    as_list,
+    branches,
+    functions_of,
+    names_in,
+    of_type,
+    read_template,
+    refusals,
+    render,
+)
 
-ROOT = Path(__file__).parent.parent
-TEMPLATE = ROOT / "template.yaml"
 API_TIMEOUT_SECONDS = 30  # API Gateway's, for HTTP APIs; it cannot be raised
-
-Resource = dict[str, Any]
-
-KEY = "arn:aws:secretsmanager:us-east-1:123456789012:secret:openai-key"
-SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:signing"
-FUNCTIONS = ("ChatFunction", "SessionsFunction", "SweepFunction")
-AUTHORIZER = "arn:aws:lambda:us-east-1:123456789012:function:authorizer"
-MODES: dict[str, dict[str, str]] = {
-    "token": {},
-    "jwt": {"JwtIssuer": "https://login.example.com/", "JwtAudience": "chat,admin"},
-    "lambda": {"AuthorizerFunctionArn": AUTHORIZER},
-    "iam": {},
-}
-"""What each identity mode is deployed with, beside its name and the OpenAI key."""
-
-
-class CloudFormationLoader(yaml.SafeLoader):
-    """Reads `!GetAtt Table.Arn` as `{"Fn::GetAtt": "Table.Arn"}`, and so every short form of a function."""
-
-
-def _function(loader: yaml.SafeLoader, name: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.MappingNode):
-        argument: Any = loader.construct_mapping(node, deep=True)
-    elif isinstance(node, yaml.SequenceNode):
-        argument = loader.construct_sequence(node, deep=True)
-    else:
-        argument = loader.construct_scalar(node)
-    return {name if name in {"Ref", "Condition"} else f"Fn::{name}": argument}
-
-
-CloudFormationLoader.add_multi_constructor("!", _function)
 
 
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
-    """The template, each function with what `Globals` say of all."""
-    template = yaml.load(TEMPLATE.read_text(), Loader=CloudFormationLoader)  # noqa: S506 - it is a SafeLoader
-    shared = template.pop("Globals")["Function"]
-    for function in of_type(template, "AWS::Serverless::Function").values():
-        function["Properties"] = _merged(shared, function["Properties"])
-    return template
-
-
-def _merged(shared: Any, own: Any) -> Any:
-    if isinstance(shared, dict) and isinstance(own, dict):
-        return shared | {name: _merged(shared.get(name), value) for name, value in own.items()}
-    return own
+    return read_template()
 
 
 @pytest.fixture
@@ -118,107 +91,6 @@ def mode(request: pytest.FixtureRequest) -> str:
 def deployed(template: dict[str, Any], mode: str) -> dict[str, Any]:
     """The template as it is deployed in the mode."""
     return render(template, IdentityMode=mode, **MODES[mode])
-
-
-# ---- CloudFormation's part: parameters, conditions and rules ---------------------------------------------------------
-
-NO_VALUE = object()
-
-
-def render(template: dict[str, Any], **given: str) -> dict[str, Any]:
-    """Resources and outputs for these parameters: conditions are decided, and what they leave out is gone."""
-    parameters = _parameters(template, given)
-    conditions = template["Conditions"]
-    resources = {
-        name: {key: value for key, value in resource.items() if key != "Condition"}
-        for name, resource in template["Resources"].items()
-        if "Condition" not in resource or _evaluate({"Condition": resource["Condition"]}, parameters, conditions)
-    }
-    return _evaluate({"Resources": resources, "Outputs": template["Outputs"]}, parameters, conditions)
-
-
-def refusals(template: dict[str, Any], **given: str) -> list[str]:
-    """Why CloudFormation would not deploy the template with these parameters: the names and texts of what fails."""
-    parameters = _parameters(template, given)
-    faults = [name for name, value in parameters.items() if not _allowed(template["Parameters"][name], value)]
-    for rule in template["Rules"].values():
-        if _evaluate(rule["RuleCondition"], parameters, {}):
-            faults += [
-                assertion["AssertDescription"]
-                for assertion in rule["Assertions"]
-                if not _evaluate(assertion["Assert"], parameters, {})
-            ]
-    return faults
-
-
-def _allowed(parameter: dict[str, Any], value: Any) -> bool:
-    if parameter["Type"] == "Number" and not (
-        parameter.get("MinValue", float("-inf")) <= float(value) <= parameter.get("MaxValue", float("inf"))
-    ):
-        return False
-    return value in parameter.get("AllowedValues", [value]) and bool(
-        re.fullmatch(parameter.get("AllowedPattern", "(?s:.*)"), str(value))
-    )
-
-
-def _parameters(template: dict[str, Any], given: dict[str, str]) -> dict[str, Any]:
-    given = {"OpenAiKeySecretArn": KEY} | given
-    assert set(given) <= set(template["Parameters"])
-    defaults = {name: parameter["Default"] for name, parameter in template["Parameters"].items() if name not in given}
-    return defaults | given
-
-
-def _evaluate(value: Any, parameters: dict[str, Any], conditions: dict[str, Any]) -> Any:
-    """The value with its functions applied; those of what only AWS knows, a resource's ARN for one, stay."""
-
-    def of(inner: Any) -> Any:
-        return _evaluate(inner, parameters, conditions)
-
-    match value:
-        case list():
-            return [item for item in map(of, value) if item is not NO_VALUE]
-        case dict() if len(value) != 1:
-            return {key: item for key, item in ((key, of(item)) for key, item in value.items()) if item is not NO_VALUE}
-        case {"Ref": "AWS::NoValue"}:
-            return NO_VALUE
-        case {"Ref": str(name)}:
-            return parameters.get(name, value)
-        case {"Condition": str(name)}:
-            return of(conditions[name])
-        case {"Fn::If": [str(name), yes, no]}:
-            return of(yes if of(conditions[name]) else no)
-        case {"Fn::Equals": [left, right]}:
-            return of(left) == of(right)
-        case {"Fn::Not": [condition]}:
-            return not of(condition)
-        case {"Fn::And": list(operands)}:
-            return all(map(of, operands))
-        case {"Fn::Or": list(operands)}:
-            return any(map(of, operands))
-        case {"Fn::Split": [str(separator), text]}:
-            return of(text).split(separator)
-        case {"Fn::Join": [str(separator), list(texts)]}:
-            return separator.join(str(of(text)) for text in texts)
-        case {"Fn::Select": [int(index), items]}:
-            return of(items)[index]
-        case {"Fn::Sub": str(text)}:
-            return {"Fn::Sub": re.sub(r"\$\{(\w+)\}", lambda found: str(parameters.get(found[1], found[0])), text)}
-        case {"Fn::GetAtt": str()}:
-            return value
-        case dict():
-            ((key, item),) = value.items()
-            assert not key.startswith("Fn::"), f"{key} is not known here"
-            inner = of(item)
-            return {} if inner is NO_VALUE else {key: inner}
-    return value
-
-
-def of_type(template: dict[str, Any], kind: str) -> dict[str, Resource]:
-    return {name: resource for name, resource in template["Resources"].items() if resource["Type"] == kind}
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 class TestTable:
@@ -287,7 +159,7 @@ class TestFunctions:
 
     def test_log_as_json_into_groups_of_their_own(self, template: dict[str, Any]) -> None:
         """Every function's lines are JSON, each function's in another log group of the template."""
-        logging = [function["LoggingConfig"] for function in _functions(template)]
+        logging = [function["LoggingConfig"] for function in functions_of(template)]
         assert {config["LogFormat"] for config in logging} == {"JSON"}
         groups = {config["LogGroup"]["Ref"] for config in logging}
         assert groups <= set(of_type(template, "AWS::Logs::LogGroup"))
@@ -295,7 +167,7 @@ class TestFunctions:
 
     def test_have_roles_of_their_own(self, template: dict[str, Any]) -> None:
         """No function has what another one was allowed."""
-        roles = {function["Role"]["Fn::GetAtt"] for function in _functions(template)}
+        roles = {function["Role"]["Fn::GetAtt"] for function in functions_of(template)}
         assert len(roles) == len(FUNCTIONS)
 
     def test_know_the_table(self, function: Resource) -> None:
@@ -497,7 +369,7 @@ class TestPermissions:
         """Every statement is for the ARN of one thing: a resource of this template, or a secret named by parameter."""
         for statement in statements:
             assert "NotResource" not in statement
-            for resource in [branch for each in as_list(statement["Resource"]) for branch in _branches(each)]:
+            for resource in [branch for each in as_list(statement["Resource"]) for branch in branches(each)]:
                 assert _referred_to(resource) in template["Resources"] or _is_secret(resource), statement["Sid"]
 
     def test_are_those_of_the_table(self, statements: list[dict[str, Any]]) -> None:
@@ -559,7 +431,7 @@ class TestPermissions:
 
     def test_come_from_nowhere_else(self, template: dict[str, Any]) -> None:
         """No managed policy, and none that SAM would add, widens what the statements allow."""
-        assert all("Policies" not in function for function in _functions(template))
+        assert all("Policies" not in function for function in functions_of(template))
         assert all(
             "ManagedPolicyArns" not in role["Properties"] for role in of_type(template, "AWS::IAM::Role").values()
         )
@@ -570,17 +442,7 @@ def _statements(template: dict[str, Any], name: str) -> list[dict[str, Any]]:
     function = template["Resources"][name]["Properties"]
     role = template["Resources"][function["Role"]["Fn::GetAtt"].removesuffix(".Arn")]["Properties"]
     statements = [statement for policy in role["Policies"] for statement in policy["PolicyDocument"]["Statement"]]
-    return [statement for each in statements for statement in _branches(each)]
-
-
-def _branches(value: Any) -> list[Any]:
-    """What the value may be when conditions are decided."""
-    match value:
-        case {"Fn::If": [_, yes, no]}:
-            return _branches(yes) + _branches(no)
-        case {"Ref": "AWS::NoValue"}:
-            return []
-    return [value]
+    return [statement for each in statements for statement in branches(each)]
 
 
 def _secrets(template: dict[str, Any], name: str) -> list[Any]:
@@ -620,7 +482,7 @@ class TestLogs:
 
     def test_cover_every_function_and_api(self, template: dict[str, Any]) -> None:
         """Nothing logs into a group that AWS makes, which would keep its lines for ever."""
-        assert all("LogGroup" in function["LoggingConfig"] for function in _functions(template))
+        assert all("LogGroup" in function["LoggingConfig"] for function in functions_of(template))
         for api in of_type(template, "AWS::Serverless::HttpApi").values():
             group = api["Properties"]["AccessLogSettings"]["DestinationArn"]["Fn::GetAtt"].removesuffix(".Arn")
             assert group in of_type(template, "AWS::Logs::LogGroup")
@@ -631,10 +493,6 @@ class TestLogs:
             text = api["Properties"]["AccessLogSettings"]["Format"]
             assert "sourceIp" not in text
             assert "authorizer" not in text
-
-
-def _functions(template: dict[str, Any]) -> list[Resource]:
-    return [function["Properties"] for function in of_type(template, "AWS::Serverless::Function").values()]
 
 
 def _variables(template: dict[str, Any], name: str = "ChatFunction") -> dict[str, Any]:
@@ -669,7 +527,7 @@ class TestEnvironment:
     def test_names_settings_alone(self, template: dict[str, Any]) -> None:
         """Every variable of a function is one that its code reads, or Powertools does."""
         known = {name.upper() for name in Settings.model_fields} | {"POWERTOOLS_SERVICE_NAME"}
-        for function in _functions(template):
+        for function in functions_of(template):
             assert set(function["Environment"]["Variables"]) <= known
 
 
@@ -707,19 +565,19 @@ class TestIdentityModes:
 
     def test_know_every_route(self, template: dict[str, Any]) -> None:
         """No function is reached by a way that the API's definition, and so its authorizer, does not know."""
-        events = [event for function in _functions(template) for event in function["Events"].values()]
+        events = [event for function in functions_of(template) for event in function["Events"].values()]
         assert {event["Type"] for event in events} == {"HttpApi", "DynamoDB"}
         assert all("Auth" not in event["Properties"] for event in events)
-        routes = [route for function in _functions(template) for route in _routes(function)]
+        routes = [route for function in functions_of(template) for route in _routes(function)]
         assert sorted(routes) == sorted(f"{method.upper()} {path}" for (path, method), _ in _operations(template))
-        assert all("FunctionUrlConfig" not in function for function in _functions(template))
+        assert all("FunctionUrlConfig" not in function for function in functions_of(template))
         assert of_type(template, "AWS::Lambda::Url") == {}
 
     def test_send_each_route_to_the_function_that_has_it(self, template: dict[str, Any]) -> None:
         """AWS and the local gateway agree on which function answers a route, and that function has it."""
         routes = {
             f"{function['Handler']}": {tuple(route.split(" ", 1)) for route in _routes(function)}
-            for function in _functions(template)
+            for function in functions_of(template)
         }
         modules = {"handlers.chat.handler": chat_module, "handlers.sessions.handler": sessions_module}
         for handler, module in modules.items():
@@ -771,7 +629,7 @@ class TestIdentityModes:
 
     def test_refer_to_nothing_that_is_not_there(self, deployed: dict[str, Any]) -> None:
         """What a mode leaves out, nothing in it refers to."""
-        names = set(_names(deployed))
+        names = set(names_in(deployed))
         assert {"ChatRole", "SessionsRole", "SweepRole"} <= names
         assert {name for name in names if not name.startswith("AWS::")} <= set(deployed["Resources"])
 
@@ -915,20 +773,3 @@ def _operations(template: dict[str, Any]) -> Iterator[tuple[tuple[str, str], Res
 
 def _schemes(template: dict[str, Any]) -> dict[str, Any]:
     return _definition(template)["components"]["securitySchemes"]
-
-
-def _names(value: Any) -> Iterator[str]:
-    """The names that anything in the value refers to."""
-    match value:
-        case {"Ref": str(name)}:
-            yield name
-        case {"Fn::GetAtt": str(path)}:
-            yield path.split(".")[0]
-        case {"Fn::Sub": str(text)}:
-            yield from (name.split(".")[0] for name in re.findall(r"\$\{([^}]+)\}", text))
-        case dict():
-            for item in value.values():
-                yield from _names(item)
-        case list():
-            for item in value:
-                yield from _names(item)
