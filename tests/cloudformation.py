@@ -123,7 +123,7 @@ def _evaluate(value: Any, parameters: dict[str, Any], conditions: dict[str, Any]
         case {"Fn::If": [str(name), yes, no]}:
             return of(yes if of(conditions[name]) else no)
         case {"Fn::Equals": [left, right]}:
-            return of(left) == of(right)
+            return str(of(left)) == str(of(right))  # a parameter is a text, also where it is a Number
         case {"Fn::Not": [condition]}:
             return not of(condition)
         case {"Fn::And": list(operands)}:

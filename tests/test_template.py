@@ -1,10 +1,10 @@
 """What template.yaml promises, read from the file itself."""
 
+import ast
 import json
 import re
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -171,9 +171,10 @@ class TestFunctions:
         assert len(roles) == len(FUNCTIONS)
 
     def test_know_the_table(self, function: Resource) -> None:
-        """Every function is told the table, and all log under one service."""
+        """Every function is told the table, and all log as one service: the stack, of which there may be several."""
         variables = function["Environment"]["Variables"]
-        assert (variables["TABLE_NAME"], variables["POWERTOOLS_SERVICE_NAME"]) == ({"Ref": "Table"}, "rehydrate")
+        assert variables["TABLE_NAME"] == {"Ref": "Table"}
+        assert variables["POWERTOOLS_SERVICE_NAME"] == {"Ref": "AWS::StackName"}
 
 
 class TestVersions:
@@ -335,10 +336,9 @@ class TestSweepFunction:
         assert _mapping(sweep)["DestinationConfig"] == {
             "OnFailure": {"Type": "SQS", "Destination": {"Fn::GetAtt": "SweepFailures.Arn"}}
         }
-        assert template["Resources"]["SweepFailures"] == {
-            "Type": "AWS::SQS::Queue",
-            "Properties": {"SqsManagedSseEnabled": True, "MessageRetentionPeriod": 14 * 24 * 3600},
-        }
+        queue = template["Resources"]["SweepFailures"]["Properties"]
+        assert queue["SqsManagedSseEnabled"] is True
+        assert queue["MessageRetentionPeriod"] == 14 * 24 * 3600
 
 
 def _mapping(sweep: Resource) -> dict[str, Any]:
@@ -366,18 +366,37 @@ class TestPermissions:
         assert [statement for statement in statements if "NotAction" in statement] == []
 
     def test_name_each_resource(self, template: dict[str, Any], statements: list[dict[str, Any]]) -> None:
-        """Every statement is for the ARN of one thing: a resource of this template, or a secret named by parameter."""
+        """Every statement is for the ARN of one thing: a resource of this template, or a secret named by parameter.
+
+        But for traces: X-Ray has nothing that could be named.
+        """
         for statement in statements:
             assert "NotResource" not in statement
+            if _prefixes(statement) == {"xray"}:
+                assert statement["Resource"] == "*"
+                continue
             for resource in [branch for each in as_list(statement["Resource"]) for branch in branches(each)]:
                 assert _referred_to(resource) in template["Resources"] or _is_secret(resource), statement["Sid"]
 
-    def test_are_those_of_the_table(self, statements: list[dict[str, Any]]) -> None:
-        """The table's operations are allowed that `memory.table` calls, and no other."""
-        (table,) = [statement for statement in statements if statement["Resource"] == {"Fn::GetAtt": "Table.Arn"}]
-        called = set(re.findall(r'_call\(\s*"(\w+)"', Path(memory.table.__file__).read_text()))
-        operations = {"".join(map(str.capitalize, name.split("_"))) for name in called}
-        assert set(table["Action"]) == {f"dynamodb:{operation}" for operation in operations}
+    def test_are_what_the_code_calls(self, template: dict[str, Any], name: str, function: Resource) -> None:
+        """A function may do what its code calls, what brings it its events, and what its log and its traces need."""
+        called = {f"dynamodb:{operation}" for operation in _operations_called(function["Handler"])}
+        brought = {
+            "HttpApi": set[str](),
+            "DynamoDB": {
+                *(
+                    f"dynamodb:{action}"
+                    for action in ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
+                ),
+                "sqs:SendMessage",
+            },
+        }
+        for event in function["Events"].values():
+            called |= brought[event["Type"]]
+        if name != "SweepFunction":  # which knows neither callers nor a model
+            called.add("secretsmanager:GetSecretValue")
+        called |= {"logs:CreateLogStream", "logs:PutLogEvents", "xray:PutTelemetryRecords", "xray:PutTraceSegments"}
+        assert {action for each in _statements(template, name) for action in as_list(each["Action"])} == called
 
     def test_open_the_index_to_the_sessions_function(self, statements: list[dict[str, Any]], name: str) -> None:
         """The one function that lists an owner's sessions may query the index."""
@@ -435,6 +454,30 @@ class TestPermissions:
         assert all(
             "ManagedPolicyArns" not in role["Properties"] for role in of_type(template, "AWS::IAM::Role").values()
         )
+
+
+def _operations_called(handler: str) -> set[str]:
+    """DynamoDB's operations that a handler's code comes to, by the names of what it calls and what those call."""
+    defined: dict[str, list[ast.AST]] = {}
+    for file in ROOT.glob("memory/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                defined.setdefault(node.name, []).append(node)
+    module = ROOT / f"{handler.removesuffix('.handler').replace('.', '/')}.py"
+    files = [module, ROOT / "handlers" / "conversation.py"] if module.stem == "chat" else [module]
+    waiting: list[ast.AST] = [ast.parse(file.read_text()) for file in files]
+    known, operations = set[str](), set[str]()
+    while waiting:
+        for call in ast.walk(waiting.pop()):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name | ast.Attribute):
+                continue
+            name = call.func.id if isinstance(call.func, ast.Name) else call.func.attr
+            if name == "_call" and isinstance(operation := call.args[0], ast.Constant):
+                operations.add("".join(map(str.capitalize, str(operation.value).split("_"))))
+            if name not in known:
+                known.add(name)
+                waiting += defined.get(name, [])
+    return operations
 
 
 def _statements(template: dict[str, Any], name: str) -> list[dict[str, Any]]:
