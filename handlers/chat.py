@@ -8,7 +8,7 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handlers.agent import build_agent
-from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft
+from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progress
 from handlers.front import Front, deadline, identified, json_response, table_client
 from handlers.model import chat_model
 from handlers.problems import Kind, Problem, bad_field, unauthorized, unavailable
@@ -17,6 +17,7 @@ from handlers.request import body_hash, idempotency_key, read_body, session_head
 from handlers.run import AgentFailed
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
+from handlers.tracing import step
 from memory.dynamodb import DynamoDBTurnLog
 from memory.turns import Request, Session
 
@@ -69,25 +70,27 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
     """The response to a request that is answered. Raises a Problem where the agent has no answer."""
     conversation, answered = begin(exchange), None
     exchange.session, exchange.taken = ask.session, True
-    try:
-        async with aclosing(conversation.answer(ask)) as events:
-            async for happened in events:
-                if isinstance(happened, Answered):
-                    answered = happened
-        return answer(exchange, ask, answered)
-    except NoTimeLeft as error:
-        raise unavailable(
-            "There was not enough time left to begin a turn, and nothing was stored. Send it again."
-        ) from error
-    except AgentFailed as error:
-        raise Problem(
-            kind=Kind.AGENT_TIMED_OUT if error.timed_out else Kind.AGENT_FAILED,
-            detail="The message was noted as a failed turn, which the agent will not see. Send the request again.",
-            extra={"code": error.code},
-        ) from error
-    finally:
-        exchange.usages.append(conversation.log.usage)
-        exchange.facts |= facts(conversation, ask, answered)
+    with step("turn") as note:
+        try:
+            async with aclosing(conversation.answer(ask)) as events:
+                async for happened in events:
+                    if isinstance(happened, Answered):
+                        answered = happened
+            return answer(exchange, ask, answered)
+        except NoTimeLeft as error:
+            raise unavailable(
+                "There was not enough time left to begin a turn, and nothing was stored. Send it again."
+            ) from error
+        except AgentFailed as error:
+            raise Problem(
+                kind=Kind.AGENT_TIMED_OUT if error.timed_out else Kind.AGENT_FAILED,
+                detail="The message was noted as a failed turn, which the agent will not see. Send the request again.",
+                extra={"code": error.code},
+            ) from error
+        finally:
+            exchange.usages.append(conversation.log.usage)
+            exchange.facts |= facts(conversation, ask, answered)
+            note(exchange.facts)
 
 
 def begin(exchange: Exchange) -> Conversation:
@@ -102,6 +105,7 @@ def begin(exchange: Exchange) -> Conversation:
         token_limit=settings.token_limit,
         wait_seconds=settings.turn_wait_seconds,
         deadline=deadline(exchange.context),
+        progress=Progress(traced=step),
     )
 
 

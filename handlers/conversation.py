@@ -7,7 +7,7 @@ stored, whole, before anybody hears that it is.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
@@ -47,8 +47,9 @@ class Answered:
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a turn came, for its log line."""
+    """How far a turn came, for its log line; each step is taken inside of what `traced` makes of its name."""
 
+    traced: Callable[[str], AbstractContextManager[object]] = nullcontext
     window: Window | None = None
     turn: Turn | None = None
     milliseconds: dict[str, int] = field(default_factory=dict)
@@ -58,7 +59,8 @@ class Progress:
         """Note how long a step took, however it ends."""
         start = time.perf_counter()
         try:
-            yield
+            with self.traced(step):
+                yield
         finally:
             self.milliseconds[step] = round((time.perf_counter() - start) * 1000)
 

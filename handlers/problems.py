@@ -122,6 +122,11 @@ class Problem(Exception):
     def status(self) -> HTTPStatus:
         return self.kind.status
 
+    @property
+    def outcome(self) -> str:
+        """What logs and traces call it."""
+        return str(self.extra.get("code", self.kind.slug))
+
     def body(self) -> dict[str, Any]:
         """The members of the problem document."""
         return {

@@ -59,7 +59,7 @@ def log_exchange(exchange: Exchange) -> None:
     facts |= _who(exchange) | cost(exchange.usages) | {"outcome": "done"} | exchange.facts
     write = logger.warning if "hint" in facts else logger.info
     if problem:
-        facts["outcome"] = problem.extra.get("code", problem.kind.slug)
+        facts["outcome"] = problem.outcome
         if exchange.error:
             facts["cause"] = cause(exchange.error)
         if name := problem.extra.get("field"):

@@ -68,6 +68,13 @@ def test_the_turn_knows_no_http() -> None:
         assert not any("event_handler" in name or "request" in name for name in imports(ROOT / f"handlers/{module}.py"))
 
 
+def test_the_turn_knows_no_aws() -> None:
+    """The steps of a turn are traced by what the chat function hands in; no other function loads what traces."""
+    assert not any(name.startswith(("aws", "boto")) for name in imports(ROOT / "handlers/conversation.py"))
+    assert importers("handlers.tracing") == {"handlers.chat"}
+    assert importers("aws_lambda_powertools.Tracer") == {"handlers.tracing"}
+
+
 def test_one_module_reads_the_environment() -> None:
     """`os.environ` stands in the settings alone."""
     assert importers("os") == {"handlers.settings"}
