@@ -23,7 +23,8 @@ FIELDS = {
 """The fields that a line may name; others are the client's words."""
 
 logging.logAsyncioTasks = False  # type: ignore[attr-defined] # from Python 3.12 on each line would name a "Task-7"
-logger = Logger(location=None)
+# With a time in this form, Lambda hands a line on to CloudWatch as it is, and heeds its level.
+logger = Logger(location=None, use_rfc3339=True)
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -416,6 +417,14 @@ def test_the_log_line_shows_a_memory_fault_at_a_glance(service: Service) -> None
     assert not {"taskName", "location", "function_arn", "function_memory_size"} & line.keys(), (
         "they tell nobody anything"
     )
+
+
+def test_lambda_can_read_the_lines(service: Service) -> None:
+    """Each line has its level and an RFC 3339 time, else Lambda takes it for INFO and adds a time of its own."""
+    token = service.say("Hello").token
+    for line in (service.say("Hello", token=token).line, service.send("GET", "/sessions", token=token).line):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+([+-]\d\d:\d\d|Z)", line["timestamp"])
+        assert line["level"] == "INFO"
 
 
 def test_a_window_that_nothing_fits_is_a_warning(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
