@@ -16,6 +16,7 @@ from snapshot_restore_py import (  # type: ignore[import-untyped] # it has no ty
     register_before_snapshot,
 )
 
+from handlers import tracing
 from handlers.front import event_loop, process_settings, table_client
 from handlers.model import ChatModel, model_client
 from handlers.run import run_agent
@@ -52,6 +53,7 @@ def after_restore() -> None:
     parameters.clear_caches()  # type: ignore[no-untyped-call] # it has no types
     for made in (process_settings, model_client, table_client, event_loop):
         made.cache_clear()
+    tracing.reconnect()
 
 
 async def _dry_run() -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from aws_lambda_powertools import Tracer
+from aws_xray_sdk.core.emitters.udp_emitter import UDPEmitter  # type: ignore[import-untyped] # it has no types
 
 from handlers.problems import from_error
 from handlers.run import AgentFailed
@@ -17,6 +18,12 @@ NOTED = ("outcome", "turn", "replayed")
 
 # It patches no library: what those would tell of their requests is not ours to say.
 tracer = Tracer(auto_patch=False)
+
+
+def reconnect() -> None:
+    """Send what is traced from a socket of this instance's own: the SDK opens one when it is imported."""
+    provider: Any = tracer.provider
+    provider.configure(emitter=UDPEmitter())
 
 
 @contextmanager

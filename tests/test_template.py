@@ -177,6 +177,10 @@ class TestFunctions:
         assert variables["POWERTOOLS_SERVICE_NAME"] == {"Ref": "AWS::StackName"}
 
 
+OF_NO_VERSION = ("DeploymentPreference", "ReservedConcurrentExecutions", "Tags")
+"""What a function has, and its versions have not."""
+
+
 class TestVersions:
     """The API calls an alias, and so what was published; SnapStart makes its snapshots of that alone."""
 
@@ -202,14 +206,18 @@ class TestVersions:
         self, template: dict[str, Any], name: str, mode: str
     ) -> None:
         """The description of a version differs exactly where the function does: else a new value would reach nobody."""
-        given = {"IdentityMode": mode}
-        before = render(template, **given)["Resources"][name]["Properties"]
+
+        def published(**given: str) -> tuple[str, Resource]:
+            """A version's description, and what else it takes along of the function."""
+            properties = render(template, **{"IdentityMode": mode} | given)["Resources"][name]["Properties"]
+            return properties.pop("VersionDescription"), {
+                key: value for key, value in properties.items() if key not in OF_NO_VERSION
+            }
+
+        before = published()
         for parameter in template["Parameters"]:
-            after = render(template, **given | {parameter: _another(template, parameter)})["Resources"][name][
-                "Properties"
-            ]
-            changed = after.pop("VersionDescription") != before["VersionDescription"]
-            assert changed == (after != {k: v for k, v in before.items() if k != "VersionDescription"}), parameter
+            after = published(**{parameter: _another(template, parameter)})
+            assert (after[0] != before[0]) == (after[1] != before[1]), parameter
 
     def test_have_descriptions_that_lambda_takes(self, template: dict[str, Any]) -> None:
         """With both secrets, another server and three origins it is not longer than a description may be."""

@@ -16,7 +16,7 @@ from bench.cost import costs, plan_of, report
 from bench.prices import PRICES
 from bench.units import Units
 from handlers.agent import SYSTEM_PROMPT, build_agent
-from tests.test_template import TEMPLATE, CloudFormationLoader
+from tests.cloudformation import TEMPLATE, CloudFormationLoader
 
 PAGE = Path(__file__).parents[2] / "docs" / "COST.md"
 UNITS = Units(calls=3, reads=4, writes=5, index_writes=2, stored=1024**3)

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import secrets
+import socket
 import sys
 import threading
 import uuid
@@ -45,14 +46,15 @@ def main() -> None:
     import handlers.chat
 
     np.random.random()
-    others = use(handlers.chat.handler) if sys.argv[1:] == ["used"] else []
+    others = use(handlers.chat.handler) if sys.argv[1:] == ["used"] else set()
     run_before_snapshot()
+    before = set(sockets()) - others
     report(
         "snapshot",
         connected=connected,
-        sockets=sockets(),
+        streams=[name for name, kind in sockets().items() if kind is socket.SOCK_STREAM],
         threads=[thread.name for thread in threading.enumerate()],
-        generators=sum(type(found) is random.Random for found in gc.get_objects()),
+        generators=sum(type(found) is random.Random and not of_xray(found) for found in gc.get_objects()),
     )
     restored = json.loads(sys.stdin.readline())
     state, pid = random.getstate(), os.getpid()
@@ -61,13 +63,13 @@ def main() -> None:
             random.setstate(state)
             os.getpid = lambda: pid
             memory.table._EXECUTOR = ThreadPoolExecutor()
-            take_turns(handlers.chat.handler, run_after_restore, others=others, **restored)
+            take_turns(handlers.chat.handler, run_after_restore, before=before, **restored)
             sys.stdout.flush()
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
 
 
-def use(handler: Any) -> list[str]:
+def use(handler: Any) -> set[str]:
     """What no module should do before the first request, and one of an agent may; the sockets that are its own."""
     import boto3
     from llama_index.core.llms import ChatMessage
@@ -77,14 +79,14 @@ def use(handler: Any) -> list[str]:
 
     boto3.setup_default_session()
     assert boto3.DEFAULT_SESSION.get_credentials().get_frozen_credentials()
-    own = sockets()
+    own = set(sockets())
     assert invoke(handler, "My name is Ada.")["statusCode"] == 200
     model = handlers.model.chat_model(handlers.front.process_settings())
     handlers.front.event_loop().run(model.achat([ChatMessage("Not as a stream, whose connection is not kept.")]))
     return own
 
 
-def take_turns(handler: Any, run_after_restore: Any, *, others: list[str], expired_token: str) -> None:
+def take_turns(handler: Any, run_after_restore: Any, *, before: set[str], expired_token: str) -> None:
     """All that one instance does, and what is to be unlike in all instances."""
     import numpy as np
 
@@ -92,7 +94,7 @@ def take_turns(handler: Any, run_after_restore: Any, *, others: list[str], expir
     age = timedelta()
     run_after_restore()
     gc.collect()
-    kept = set(sockets()) - set(others)
+    kept = before & set(sockets())
     first = invoke(handler, "My name is Ada.")
     token = first["headers"]["x-session-token"]
     report(
@@ -124,10 +126,20 @@ def invoke(handler: Any, message: str, token: str | None = None) -> dict[str, An
     return result
 
 
-def sockets() -> list[str]:
-    """The sockets that the process has open."""
-    files = list(Path("/proc/self/fd").iterdir())
-    return [name for file in files if file.exists() and (name := str(file.readlink())).startswith("socket:")]
+def sockets() -> dict[str, int]:
+    """The sockets that the process has open, and their kinds."""
+    found = {}
+    for file in list(Path("/proc/self/fd").iterdir()):
+        if file.exists() and (name := str(file.readlink())).startswith("socket:"):
+            with socket.socket(fileno=os.dup(int(file.name))) as copy:
+                found[name] = copy.type
+    return found
+
+
+def of_xray(generator: random.Random) -> bool:
+    """Whether it is of the SDK's samplers, which are not asked in Lambda: there a trace's sampling is in its header."""
+    owners = (type(owner).__module__ for owner in gc.get_referrers(generator))
+    return any(owner.startswith("aws_xray_sdk.core.sampling") for owner in owners)
 
 
 def report(kind: str, **facts: Any) -> None:

@@ -220,15 +220,15 @@ def test_the_instances_answer(story: Story) -> None:
 
 @pytest.mark.parametrize("story", ["fresh"], indirect=True)
 def test_nobody_is_asked_for_anything_before_the_snapshot(story: Story) -> None:
-    """What is done for all instances reads no secret, looks for no credential, and leaves no socket and no thread."""
+    """What is done for all instances reads no secret, looks for no credential, leaves no connection and no thread."""
     assert story.before == []
     assert story.snapshot["connected"] == []
-    assert story.snapshot["sockets"] == []
+    assert story.snapshot["streams"] == []
     assert story.snapshot["threads"] == ["MainThread"]
 
 
 def test_the_one_generator_of_random_numbers_is_pythons(story: Story) -> None:
-    """No package keeps another one, which nobody would seed anew."""
+    """No package keeps another one that is used in Lambda, and that nobody would seed anew."""
     assert story.snapshot["generators"] == 1
 
 
