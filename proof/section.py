@@ -16,22 +16,19 @@ class Section:
     """The table of what was measured or counted."""
     held: bool
     notes: Sequence[str] = field(default_factory=tuple)
-    """What the table cannot say."""
+    """What the table cannot say; another table, if need be."""
 
     def markdown(self, ran: str = "") -> str:
         """The section as it stands in the report; `ran` says when and on what."""
-        lines = [
-            f"## {self.title}",
-            "",
-            *([f"*{ran}*", ""] if ran else []),
-            self.tried,
-            "",
-            _row(self.head),
-            _row(["---"] * len(self.head)),
-        ]
-        lines += [_row(row) for row in self.rows]
+        lines = [f"## {self.title}", "", *([f"*{ran}*", ""] if ran else []), self.tried, ""]
+        lines += [table(self.head, self.rows)]
         lines += ["", *(f"{note}\n" for note in self.notes), "Held." if self.held else "**Did not hold.**", ""]
         return "\n".join(lines)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(_row(row) for row in (head, ["---"] * len(head), *rows))
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -17,6 +17,8 @@ from local.functions import CHAT
 from tests.conftest import TABLE, require
 
 ROOT = Path(__file__).parent.parent
+START_SECONDS = 115.0
+"""On a machine with other things to do each worker takes some seconds to import LlamaIndex."""
 LIST_PROCESSES = ["/bin/ps", "-eww", "-o", "pid=,ppid=,args="]
 
 
@@ -29,11 +31,11 @@ class Stack:
         self.model = self._printed("the demo model answers on ").split()[0]
         self.engine = self._printed(" answers on ").split()[0]
 
-    def workers(self) -> list[int]:
-        """The worker processes of the chat function that are there now."""
+    def workers(self, function: str = CHAT) -> list[int]:
+        """The worker processes of a function that are there now."""
         listed = subprocess.run(LIST_PROCESSES, capture_output=True, text=True, check=True).stdout  # noqa: S603 - a fixed command
         rows = [line.split(None, 2) for line in listed.splitlines()]
-        return [int(pid) for pid, parent, args in rows if parent == str(self.process.pid) and CHAT in args]
+        return [int(pid) for pid, parent, args in rows if parent == str(self.process.pid) and function in args]
 
     def asked(self, text: str) -> bool:
         """Whether the model was asked with a text in the newest request that reached it."""
@@ -43,9 +45,12 @@ class Stack:
     def lines(self) -> list[str]:
         return [line for line in self._output if line.startswith("{")]
 
+    def printed(self) -> str:
+        return "".join(self._output)
+
     def _printed(self, start: str) -> str:
         """What stands behind `start` in the output, once it is there."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + START_SECONDS
         while True:
             for line in list(self._output):
                 if start in line:
