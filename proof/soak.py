@@ -55,6 +55,18 @@ PROGRAMS = {ENGINE: "/dynoxide |DynamoDBLocal", DEMO_MODEL: "local[.]demo_model"
 FAULTS = ("lost", "doubled", "altered", "out of order", "half", "blind", "never asked for")
 SHOWN = 20
 """Of what went wrong."""
+CLASSES = {
+    "done (2xx)": range(200, 300),
+    "refused (4xx)": (*range(400, 409), *range(410, 500)),
+    "409": (409,),
+    "502, 503, 504": (502, 503, 504),
+}
+FLAT = (
+    f"Flat: the median of the last fifth is at most {MORE_MEMORY - 1:.0%} and {MORE_MEGABYTES:g} MB above that of the "
+    f"second fifth, and the descriptors' at most {MORE_DESCRIPTORS} above their peak in the first two. The engine is "
+    "shown and not judged: it holds all that was said. The sweeper is measured from when it is spared, after a quarter "
+    "of the time. A quick run gets nothing warm, and does not judge memory."
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -122,7 +134,7 @@ class Soak:
                 self.kills[name_of(function)] += 1
 
     def _victims(self, function: str) -> list[int]:
-        """Who may be killed: of those that are not spared the ones at work, where there are any, and not at their start."""
+        """Who may be killed: those that are at work already, where there are any, rather than at their start."""
         found = [pid for pid in self.stack.workers(function) if pid not in self.spared.values()]
         return [pid for pid in found if pid in self.tally.workers] or found
 
@@ -199,21 +211,6 @@ def prove(*, quick: bool) -> Section:
     )
 
 
-CLASSES = {
-    "done (2xx)": range(200, 300),
-    "refused (4xx)": (*range(400, 409), *range(410, 500)),
-    "409": (409,),
-    "502, 503, 504": (502, 503, 504),
-    "others": (*range(100, 200), *range(300, 400), 500, 501, *range(505, 600)),
-}
-FLAT = (
-    f"Flat: the median of the last fifth is at most {MORE_MEMORY - 1:.0%} and {MORE_MEGABYTES:g} MB above that of the "
-    f"second fifth, and the descriptors' at most {MORE_DESCRIPTORS} above their peak in the first two. The engine is "
-    "shown and not judged: it holds all that was said. The sweeper was killed as well in the first quarter. In a quick run, "
-    "in which nothing gets warm, memory is not judged."
-)
-
-
 def _requests(tally: Tally) -> list[list[str]]:
     kinds = sorted({kind for kind, _ in tally.statuses})
     rows = [(kind, Counter({status: n for (of, status), n in tally.statuses.items() if of == kind})) for kind in kinds]
@@ -231,8 +228,8 @@ def _findings(soak: Soak, found: Aftermath) -> list[str]:
     return [
         (
             f"{found.turns:,} answered turns in {found.sessions} sessions were held against histories and exports: "
-            f"{counted}. {found.failed_turns} failed turns are in the histories. {found.deleted} deleted sessions stayed so, "
-            "and the table holds nothing of them."
+            f"{counted}. {found.failed_turns} failed turns are in the histories. {found.deleted} sessions were deleted "
+            "and looked for again, through the API and in the table."
         ),
         (
             f"{tally.killed} of {soak.kills.total()} kills hit a worker that had a request. Callers hung up "
