@@ -34,14 +34,14 @@ from proof.gauges import (
     typical,
 )
 from proof.section import Section, table
-from proof.traffic import MARK, MESSAGE_CHARS, Seat
+from proof.traffic import MARK, MESSAGE_CHARS, Seat, warm_up
 from tests.stack import Stack, running
 
 SEED = os.environ.get("SEED", "20261122")
 WORKERS = 3
 CALLERS, SEATS = 4, 4
 FULL_SECONDS, QUICK_SECONDS = 600.0, 60.0
-KILL_SECONDS, SAMPLE_SECONDS, PROGRESS_SECONDS = 5.0, 2.0, 15.0
+KILL_SECONDS, LOOK_SECONDS, SAMPLE_SECONDS, PROGRESS_SECONDS = 5.0, 0.5, 2.0, 15.0
 KILLS = {CHAT: 7, SESSIONS: 2, SWEEP: 1}
 """How often of ten times a worker of which function is killed."""
 SWEEPER_SPARED_FROM = 0.25
@@ -62,6 +62,8 @@ CLASSES = {
     "502, 503, 504": (502, 503, 504),
 }
 FLAT = (
+    "A process keeps what it once took for the largest request: allocators give little back, connections stay in their "
+    "pool. So every worker had some of the largest before the time began. "
     f"Flat: the median of the last fifth is at most {MORE_MEMORY - 1:.0%} and {MORE_MEGABYTES:g} MB above that of the "
     f"second fifth, and the descriptors' at most {MORE_DESCRIPTORS} above their peak in the first two. The engine is "
     "shown and not judged: it holds all that was said. The sweeper is measured from when it is spared, after a quarter "
@@ -97,6 +99,8 @@ class Soak:
         async with client_at(self.stack.url) as client:
             callers = [Caller(client, self.tally, f"caller {n}") for n in range(1, CALLERS + 1)]
             await asyncio.gather(*(caller.arrive() for caller in callers))
+            _say("having every worker do what is largest, once or twice")
+            await warm_up(callers[0], self.lot, times=2 * WORKERS)
             self.began = monotonic()
             async with asyncio.TaskGroup() as tasks:
                 for n in range(CALLERS * SEATS):
@@ -124,19 +128,22 @@ class Soak:
             self.spared[f"spared {name_of(function)} worker"] = self.stack.workers(function)[0]
 
     async def _kill(self) -> None:
+        """Every few seconds; later where nobody is at work yet again who may be killed."""
+        due = monotonic() + KILL_SECONDS
         while self.passed < 1:
-            await asyncio.sleep(KILL_SECONDS)
+            await asyncio.sleep(max(LOOK_SECONDS, due - monotonic()))
             if self.passed > SWEEPER_SPARED_FROM and (sweepers := self.stack.workers(SWEEP)):
                 self.spared.setdefault("spared sweeper", sweepers[0])
             function = self.lot.choices([*KILLS], [*KILLS.values()])[0]
             if victims := self._victims(function) or self._victims(function := CHAT):
                 os.kill(self.lot.choice(victims), signal.SIGKILL)
                 self.kills[name_of(function)] += 1
+                due += KILL_SECONDS
 
     def _victims(self, function: str) -> list[int]:
-        """Who may be killed: those that are at work already, where there are any, rather than at their start."""
+        """Who may be killed. Workers that die at their start again and again are started ever later."""
         found = [pid for pid in self.stack.workers(function) if pid not in self.spared.values()]
-        return [pid for pid in found if pid in self.tally.workers] or found
+        return [pid for pid in found if pid in self.tally.workers or function == SWEEP]
 
     async def _measure(self) -> None:
         while self.passed < 1:

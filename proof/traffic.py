@@ -72,7 +72,8 @@ class Seat:
         await self._turn("turn with tool calls", self.lot.choice(wishes))
 
     async def ask_a_slow_model(self) -> None:
-        await self._turn("turn with a slow model", f"please wait 0.5 seconds. {self._fact()}")
+        wait = self.lot.choice((0.5, 1, 2))
+        await self._turn("turn with a slow model", f"please wait {wait} seconds. {self._fact()}")
 
     async def say_much(self) -> None:
         await self._turn("large turn", f"{self._fact()} {self._babble(10_000, 30_000)}")
@@ -226,6 +227,34 @@ class Seat:
         return found
 
 
+async def warm_up(caller: Caller, lot: Random, *, times: int) -> None:
+    """Have so many of the largest requests done at once, so that every worker has its part of them.
+
+    What a process took for the largest of them it keeps; from then on it has no reason to take more.
+    """
+    seat = Seat(caller, lot)
+    for step in [seat.say_more_than_an_item_takes] * 4 + [seat.say_much] * 6:
+        await step()
+    for everybody in (_fork_and_delete, _read, _talk_and_leave):
+        await asyncio.gather(*(everybody(seat) for _ in range(times)))
+
+
+async def _fork_and_delete(seat: Seat) -> None:
+    route = "/sessions/{id}/fork"
+    made = await seat.caller.send("fork", "POST", route, id=seat.talk.id, body={}, expected={201})
+    await seat.caller.delete(seat.caller.begin(made.json()["id"]))
+
+
+async def _read(seat: Seat) -> None:
+    await seat.caller.export(seat.talk)
+    await seat.caller.history(seat.talk, limit=30)
+
+
+async def _talk_and_leave(seat: Seat) -> None:
+    await Seat(seat.caller, seat.lot).say_more_than_an_item_takes()
+    await seat.come_and_go()
+
+
 def _outcome(response: httpx.Response) -> tuple[int, str]:
     body = response.json()
     return body["turn"], body["answer"]
@@ -252,7 +281,7 @@ STEPS: Mapping[Callable[[Seat], Awaitable[None]], int] = {
     Seat.say: 24,
     Seat.ask: 14,
     Seat.want_a_tool: 10,
-    Seat.ask_a_slow_model: 7,
+    Seat.ask_a_slow_model: 20,
     Seat.say_much: 5,
     Seat.say_more_than_an_item_takes: 1,
     Seat.say_it_twice_at_once: 3,
