@@ -128,17 +128,19 @@ class Soak:
             self.spared[f"spared {name_of(function)} worker"] = self.stack.workers(function)[0]
 
     async def _kill(self) -> None:
-        """Every few seconds; later where nobody is at work yet again who may be killed."""
+        """Every few seconds; now and then later, where nobody who may be killed is at work again yet."""
         due = monotonic() + KILL_SECONDS
         while self.passed < 1:
             await asyncio.sleep(max(LOOK_SECONDS, due - monotonic()))
             if self.passed > SWEEPER_SPARED_FROM and (sweepers := self.stack.workers(SWEEP)):
                 self.spared.setdefault("spared sweeper", sweepers[0])
-            function = self.lot.choices([*KILLS], [*KILLS.values()])[0]
-            if victims := self._victims(function) or self._victims(function := CHAT):
-                os.kill(self.lot.choice(victims), signal.SIGKILL)
-                self.kills[name_of(function)] += 1
-                due += KILL_SECONDS
+            wanted = self.lot.choices([*KILLS], [*KILLS.values()])[0]
+            for function in (wanted, CHAT, SESSIONS):
+                if victims := self._victims(function):
+                    os.kill(self.lot.choice(victims), signal.SIGKILL)
+                    self.kills[name_of(function)] += 1
+                    due += KILL_SECONDS
+                    break
 
     def _victims(self, function: str) -> list[int]:
         """Who may be killed. Workers that die at their start again and again are started ever later."""
@@ -207,9 +209,9 @@ def prove(*, quick: bool) -> Section:
         tried=(
             f"{soak.seconds / 60:.0f} minutes of mixed traffic on the stack that `make run` starts: {CALLERS} callers "
             f"with {SEATS} conversations at a time each, and others who come, talk and delete everything; {WORKERS} "
-            f"workers each for chat and sessions. Every {KILL_SECONDS:.0f} s one worker was killed with SIGKILL, seed "
-            f"{SEED}: {', '.join(f'{n} of {name}' for name, n in soak.kills.items())}. What was interrupted was sent "
-            "again under its Idempotency-Key."
+            f"workers each for chat and sessions. Every {KILL_SECONDS:.0f} s, or as soon as one was at work again, a "
+            f"worker was killed with SIGKILL ({', '.join(f'{n} of {name}' for name, n in soak.kills.items())}; seed "
+            f"{SEED}). What was interrupted was sent again under its Idempotency-Key."
         ),
         head=("requests", "sent", *CLASSES),
         rows=_requests(soak.tally),
