@@ -73,7 +73,7 @@ async def _compare(caller: Caller, talk: Talk, found: Aftermath) -> None:
         found.faults[fault.what] += 1
         found.wrong.append(f"{fault.what}: session {talk.id} of {caller.name}, {fault.where}")
     if await caller.history(talk, limit=LARGEST_PAGE) != [(one.number, one.message, one.answer) for one in talk.told]:
-        found.wrong.append(f"the history of {talk.id} is not what its export is")
+        found.wrong.append(f"the history of {talk.id} is not what was told of it")
 
 
 def remains(endpoint: str, table: str, tally: Tally) -> list[str]:
