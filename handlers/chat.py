@@ -14,7 +14,7 @@ from handlers.model import chat_model
 from handlers.problems import Kind, Problem, bad_field, unauthorized, unavailable
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
-from handlers.run import AgentFailed
+from handlers.run import AgentFailed, CutShort
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
 from handlers.tracing import step
@@ -76,6 +76,8 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
                 async for happened in events:
                     if isinstance(happened, Answered):
                         answered = happened
+                    elif isinstance(happened, CutShort):
+                        exchange.facts |= {"finish_reason": happened.reason, "hint": "the model did not end its answer"}
             return answer(exchange, ask, answered)
         except NoTimeLeft as error:
             raise unavailable(
@@ -86,6 +88,7 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
                 kind=Kind.AGENT_TIMED_OUT if error.timed_out else Kind.AGENT_FAILED,
                 detail="The message was noted as a failed turn, which the agent will not see. Send the request again.",
                 extra={"code": error.code},
+                retry_after=error.retry_after,
             ) from error
         finally:
             exchange.usages.append(conversation.log.usage)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
-from handlers.run import AgentFailed, TextDelta, ToolCalled, ToolReturned, run_agent
+from handlers.run import AgentFailed, Happened, run_agent
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
 from memory.chat_store import TurnChatStore, count_tokens, decode_message, encode_message, turn_memory
 from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLog, Window, take_turn, utc_now
@@ -77,21 +77,14 @@ class Conversation:
     deadline: float
     progress: Progress = field(default_factory=Progress)
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[TextDelta | ToolCalled | ToolReturned | Answered]:
+    async def answer(self, ask: Ask) -> AsyncGenerator[Happened | Answered]:
         """Answer in view of all turns before this one; yields what happens, and at last the stored turn.
 
         Raises NoTimeLeft, AgentFailed once the failed turn is stored, and what a TurnLog raises.
         """
         progress, session = self.progress, ask.session
         with progress.timing("load"):
-            window, claim = await take_turn(
-                self.log,
-                session,
-                ask.request,
-                token_limit=self.token_limit,
-                patience=self._patience(),
-                title=ask.message,
-            )
+            window, claim = await self._begin(ask)
         progress.window, progress.turn = window, window.answered
         if claim is None:
             if window.answered:
@@ -124,13 +117,18 @@ class Conversation:
             raise failure
         yield Answered(turn=progress.turn, replayed=replayed)
 
+    async def _begin(self, ask: Ask) -> tuple[Window, Claim | None]:
+        """The session's window, and a claim of its next turn; none where the request was answered before."""
+        patience = self._patience()
+        async with in_time(self.deadline - COMMIT_SECONDS, "the session could not be loaded in time"):
+            return await take_turn(
+                self.log, ask.session, ask.request, token_limit=self.token_limit, patience=patience, title=ask.message
+            )
+
     async def _commit(self, claim: Claim, turn: Turn) -> Turn:
         """The stored turn. Whether it was stored is not known where the time runs out: a retry under its key tells."""
-        try:
-            async with asyncio.timeout_at(self.deadline - ANSWER_SECONDS):
-                return await self.log.commit(claim, turn)
-        except TimeoutError as error:
-            raise TableUnavailable("the turn could not be stored in time") from error
+        async with in_time(self.deadline - ANSWER_SECONDS, "the turn could not be stored in time"):
+            return await self.log.commit(claim, turn)
 
     def _patience(self) -> float:
         """Seconds there are to wait for another request of the session."""
@@ -156,6 +154,16 @@ def said(turn: Turn) -> str:
     """What the user said in a turn."""
     messages = (decode_message(message) for message in turn.messages)
     return next((message.content or "" for message in messages if message.role is MessageRole.USER), "")
+
+
+@asynccontextmanager
+async def in_time(until: float, failure: str) -> AsyncIterator[None]:
+    """Give the table until a time of the event loop's clock. Raises TableUnavailable."""
+    try:
+        async with asyncio.timeout_at(until):
+            yield
+    except TimeoutError as error:
+        raise TableUnavailable(failure) from error
 
 
 @asynccontextmanager

@@ -29,6 +29,8 @@ Resolver = APIGatewayHttpResolver | APIGatewayRestResolver
 REQUEST_HEADERS = ["idempotency-key", "x-session-id", TOKEN_HEADER]
 RESPONSE_HEADERS = [TOKEN_HEADER, "idempotent-replayed", "retry-after", "x-next-cursor"]
 PREFLIGHT_SECONDS = 600
+REPLY_SECONDS = 0.2
+"""Kept back of an invocation, so that it ends with a response where nothing stopped it sooner."""
 
 
 class Front:
@@ -88,7 +90,8 @@ def _serving(
             # Powertools takes /sessions/ of a REST API for /sessions: a DELETE that lacks its id would delete all.
             if not _is_at(asked, path):
                 raise _no_route(method, asked)
-            response = await answer(exchange)
+            async with asyncio.timeout_at(deadline(exchange.context) - REPLY_SECONDS):
+                response = await answer(exchange)
             exchange.status = HTTPStatus(response.status_code)
         except Exception as error:  # noqa: BLE001 - whatever it was, the caller gets a problem and the log its cause
             exchange.error, exchange.problem = error, from_error(error)

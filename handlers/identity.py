@@ -22,7 +22,7 @@ from memory.turns import utc_now
 
 TOKEN_HEADER = "x-session-token"  # noqa: S105 - the name of a header
 USER_HEADER = "x-user-id"
-CLOCK_SKEW = timedelta(seconds=30)
+CLOCK_SKEW = timedelta(minutes=10)
 _SALT = "rehydrate.session-token"
 
 Event = Mapping[str, Any]
@@ -56,7 +56,7 @@ class SessionTokens:
     def __init__(self, keys: Sequence[str], *, life: timedelta, clock: Callable[[], datetime] = utc_now) -> None:
         self._life, self._clock = life, clock
         # A token is dated back a little, so that a host whose clock is behind does not take it for one of the future.
-        self._minting = _serializer(keys, lambda: clock() - CLOCK_SKEW)
+        self._minting = _serializer(keys, lambda: clock() - min(CLOCK_SKEW, life / 10))
         self._reading = _serializer(keys, clock)
 
     def mint(self, caller_id: str) -> str:

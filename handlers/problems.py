@@ -189,6 +189,8 @@ def from_error(error: Exception) -> Problem:
             )
         case TableUnavailable():
             return unavailable("The conversation could not be read or stored just now. Send the request again.")
+        case TimeoutError():
+            return unavailable("The request could not be done in the time there was. Send it again.")
     for kind, detail in _PLAIN.items():
         if isinstance(error, kind):
             return Problem(kind=detail[0], detail=detail[1])

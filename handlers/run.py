@@ -1,6 +1,7 @@
 """One run of an agent: its events come out, and nothing of it stays alive behind."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,21 +10,27 @@ import openai
 from llama_index.core.agent.workflow import AgentStream, ToolCall, ToolCallResult
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.memory import Memory
+from workflows.errors import WorkflowRuntimeError
 from workflows.handler import WorkflowHandler
 
+from handlers.model import BrokenAnswer, asked_pause
 from memory.turns import LeaseLost
 
 T = TypeVar("T")
 
 CANCEL_SECONDS = 1.0
+WHOLE = (None, "stop", "tool_calls", "function_call")
+"""Reasons to stop that leave nothing out."""
 
 
 class AgentFailed(Exception):
     """The agent gave no answer. `code` says why, and is stored with the turn."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: str, *, retry_after: int | None = None) -> None:
         super().__init__(code)
         self.code = code
+        self.retry_after = retry_after
+        """Seconds that the model's server asks to wait."""
 
     @property
     def timed_out(self) -> bool:
@@ -36,6 +43,13 @@ class TextDelta:
     """A piece of what the model says."""
 
     text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutShort:
+    """The model stopped before it had said everything: `length` is its limit of tokens."""
+
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +67,12 @@ class ToolReturned:
     failed: bool
 
 
+Happened = TextDelta | CutShort | ToolCalled | ToolReturned
+
+
 async def run_agent(
     build: Callable[[], BaseWorkflowAgent], message: str, memory: Memory, *, until: float, lease: asyncio.Future[None]
-) -> AsyncGenerator[TextDelta | ToolCalled | ToolReturned]:
+) -> AsyncGenerator[Happened]:
     """Build an agent, run it on one message, and yield what happens.
 
     `until` is a time of the event loop's clock, in seconds. Raises AgentFailed where the agent does, or is not done by
@@ -66,27 +83,46 @@ async def run_agent(
         run = build().run(user_msg=message, memory=memory)
         events = run.stream_events()
         while (event := await _first(anext(events, None), lease, until)) is not None:
-            if isinstance(event, AgentStream) and event.delta:
-                yield TextDelta(text=event.delta)
+            if isinstance(event, AgentStream):
+                if event.delta:
+                    yield TextDelta(text=event.delta)
+                if (reason := _finish_reason(event.raw)) not in WHOLE:
+                    yield CutShort(reason=str(reason))
             elif isinstance(event, ToolCallResult):
                 yield ToolReturned(name=event.tool_name, failed=event.tool_output.is_error)
             elif isinstance(event, ToolCall):
                 yield ToolCalled(name=event.tool_name)
         # The stream ends in silence where the model failed: only the run itself raises.
         await _first(run, lease, until)
-    except TimeoutError as error:
-        raise AgentFailed("timeout") from error
-    except openai.APITimeoutError as error:
-        raise AgentFailed("model_timeout") from error
-    except openai.APIError as error:
-        raise AgentFailed("model_error") from error
     except LeaseLost:
         raise
     except Exception as error:
-        raise AgentFailed("agent_error") from error
+        raise _failure(error) from error
     finally:
         if run is not None and not run.is_done():
             await run.cancel_run(timeout=CANCEL_SECONDS)
+
+
+def _failure(error: Exception) -> AgentFailed:
+    """What an error of the run is for logs and callers."""
+    match error:
+        case TimeoutError():
+            return AgentFailed("timeout")
+        case openai.APITimeoutError():
+            return AgentFailed("model_timeout")
+        case openai.RateLimitError():
+            return AgentFailed("model_busy", retry_after=math.ceil(asked_pause(error.response.headers)) or None)
+        case openai.APIError() | BrokenAnswer():
+            return AgentFailed("model_error")
+        case WorkflowRuntimeError() if "Max iterations" in str(error):
+            return AgentFailed("too_many_steps")
+    return AgentFailed("agent_error")
+
+
+def _finish_reason(chunk: Any) -> str | None:
+    """Why the model stopped, as its protocol has it; None where it goes on, or another model does not say."""
+    choices = chunk.get("choices") if isinstance(chunk, dict) else None
+    return choices[0].get("finish_reason") if choices else None
 
 
 async def _first(step: Awaitable[T], lease: asyncio.Future[None], until: float) -> T:

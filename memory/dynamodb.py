@@ -5,6 +5,7 @@ small `state` item, whose `holder` is swapped by comparison to claim the next nu
 which correctness rests: number n is free only once, and whoever claims n has loaded after n-1 was stored.
 """
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
@@ -27,7 +28,7 @@ from memory.items import (
     state_expiry,
 )
 from memory.reading import Reading, to_supersede
-from memory.table import PERSISTENT, Refused, Silent
+from memory.table import Refused, Silent
 from memory.turns import (
     START,
     Claim,
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 LEASE = timedelta(seconds=10)
+TIDY_SECONDS = 1.0
+"""What a turn that is stored still waits for, before its caller hears of it."""
 UNMARKED = f"{SAME_GENERATION} AND (attribute_not_exists(#marker) OR #marker = :seen_marker)"
 MARKS = ("archived_through", "deleted_through", "marker")
 
@@ -75,6 +78,9 @@ class DynamoDBTurnLog:
         self._new_token = new_token
         # Tokens of claims that ended in silence: a state that shows one is ours, and not to be waited for.
         self._unconfirmed: set[str] = set()
+        # The lease that was waited for last, and since when: nobody who renews it shows the same one for longer than it
+        # lasts, so that then it has run out, whatever clock it was written by.
+        self._watched: tuple[tuple[str, datetime], datetime] | None = None
 
     @property
     def usage(self) -> Usage:
@@ -189,13 +195,16 @@ class DynamoDBTurnLog:
                     remove=["recent", "asked", *INDEXED, *MARKS],
                     condition=SAME_GENERATION,
                     seen={":seen_generation": seen.generation},
-                    attempts=PERSISTENT,
+                    persistent=True,
                 )
             except Refused as refusal:
                 if refusal.item.get("holder") != holder:
                     continue
                 state = refusal.item
-            _, done = await self._sweep(session, 0, int(state["generation"]))
+            try:
+                _, done = await self._sweep(session, 0, int(state["generation"]))
+            except TableUnavailable:
+                return False  # it is deleted, and the table's stream tells the sweeper so
             return done
         removed, done = await self._sweep(session, 0, seen.generation) if seen else (0, True)
         if not removed:
@@ -210,9 +219,7 @@ class DynamoDBTurnLog:
         if not turns and window.state is None:
             return
         claim = await self.claim(window, Request(id="", body_hash=""))
-        counter = await self._table.update_state(
-            session, {}, count_up=["reserved"], condition=EXISTS, attempts=PERSISTENT
-        )
+        counter = await self._table.update_state(session, {}, count_up=["reserved"], condition=EXISTS, persistent=True)
         generation = int(counter["reserved"])
         places: dict[int | None, int] = {turn.number: n for n, turn in enumerate(turns, 1)}
         turns = [
@@ -249,7 +256,7 @@ class DynamoDBTurnLog:
                 | {"marker": marker},
                 condition=UNMARKED,
                 seen=_seen_marks(window),
-                attempts=PERSISTENT,
+                persistent=True,
             )
         except Refused as refusal:
             if refusal.item.get("marker") == marker:
@@ -306,14 +313,16 @@ class DynamoDBTurnLog:
 
     async def _remove_strays(self, claim: Claim) -> None:
         """Remove the parts that a killed holder of the same number may have left."""
-        with suppress(TableUnavailable):  # the turn is stored, and nobody sees them
-            await self._table.remove_parts(claim.session, claim.generation, claim.number, but=claim.token)
+        with suppress(TableUnavailable, TimeoutError):  # the turn is stored, and nobody sees them
+            async with asyncio.timeout(TIDY_SECONDS):
+                await self._table.remove_parts(claim.session, claim.generation, claim.number, but=claim.token)
 
     async def _is_hidden(self, claim: Claim) -> bool:
         """Whether a rewrite or a delete came before a stored turn: it frees the numbers for those it overtook."""
         try:
-            return await self._generation(claim.session) != claim.generation
-        except TableUnavailable:
+            async with asyncio.timeout(TIDY_SECONDS):
+                return await self._generation(claim.session) != claim.generation
+        except (TableUnavailable, TimeoutError):
             return False  # the turn is stored; that this cannot be asked is no reason to say otherwise
 
     async def _generation(self, session: Session) -> int | None:
@@ -350,7 +359,10 @@ class DynamoDBTurnLog:
         state = reading.state
         if state is None or state.number <= reading.newest or state.holder in self._unconfirmed:
             return 0
-        return max(0.0, (state.lease_until - self._clock()).total_seconds())
+        now, lease = self._clock(), (state.holder, state.lease_until)
+        if self._watched is None or self._watched[0] != lease:
+            self._watched = lease, now
+        return max(0.0, (min(state.lease_until, self._watched[1] + LEASE) - now).total_seconds())
 
     async def _flip(self, window: Window, claim: Claim, turns: Sequence[Turn], generation: int) -> None:
         """Show the turns of a new generation in place of the old ones, where nobody came between."""
@@ -368,7 +380,7 @@ class DynamoDBTurnLog:
                 remove=MARKS if turns else (*MARKS, *INDEXED),
                 condition=f"{HELD} AND {UNMARKED}",
                 seen={":seen": claim.token} | _seen_marks(window),
-                attempts=PERSISTENT,
+                persistent=True,
             )
         except Refused as refusal:
             there = int(refusal.item.get("generation", 0))

@@ -61,7 +61,7 @@ class Items(Table):
         once: Mapping[str, Any] | None = None,
         count_up: Sequence[str] = (),
         remove: Sequence[str] = (),
-        attempts: int = 1,
+        persistent: bool = False,
     ) -> Item:
         """Update the session's state: set values, set some only `once`, `count_up` to the next generation, remove."""
         once = once or {}
@@ -78,7 +78,7 @@ class Items(Table):
             expression,
             placeholders | ({":one": 1} if count_up else {}),
             condition=condition,
-            attempts=attempts,
+            persistent=persistent,
         )
 
     async def turn(self, item: Item) -> Turn:

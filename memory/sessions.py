@@ -11,7 +11,7 @@ from memory import codec
 from memory.codec import Item
 from memory.items import HELD, STATE_OUTLIVES, Items, new_token, one_line, state_expiry
 from memory.reading import visible
-from memory.table import INDEX, PERSISTENT, Refused
+from memory.table import INDEX, Refused
 from memory.turns import (
     DamagedTurn,
     HistoryReplaced,
@@ -138,7 +138,7 @@ class DynamoDBSessions:
                 {"title": one_line(title)},
                 condition=f"attribute_exists(#created_at) AND {UNEXPIRED}",
                 seen={":now": int(self._clock().timestamp())},
-                attempts=PERSISTENT,
+                persistent=True,
             )
         except Refused as refusal:
             raise SessionNotFound from refusal
@@ -234,7 +234,7 @@ class DynamoDBSessions:
             count_up=["reserved"],
             condition=UNBORN,
             seen={":seen": item["holder"]},
-            attempts=PERSISTENT,
+            persistent=True,
         )
         return item["holder"], int(counter["reserved"])
 
@@ -276,7 +276,7 @@ class DynamoDBSessions:
                 remove=[] if "expires_at" in values else ["expires_at"],
                 condition=UNBORN,
                 seen={":seen": holder},
-                attempts=PERSISTENT,
+                persistent=True,
             )
         except Refused as refusal:
             if refusal.item.get("generation") != generation:

@@ -7,6 +7,7 @@ response was lost, so that a refusal which shows one's own token is a success.
 
 import asyncio
 import contextlib
+import random
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,16 @@ from typing import TYPE_CHECKING, Any, cast
 from boto3.dynamodb.types import Binary, TypeDeserializer, TypeSerializer
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ChecksumError,
+    ClientError,
+    ConnectionError,  # noqa: A004 - the SDK's name for a connection that did not come about
+    HTTPClientError,
+    IncompleteReadError,
+)
 from botocore.loaders import create_loader
+from botocore.parsers import ResponseParserError
 from botocore.session import get_session
 
 from memory.codec import Item
@@ -50,10 +59,11 @@ TABLE_SCHEMA: dict[str, Any] = {
 }
 """Arguments of CreateTable: what `template.yaml` deploys, for tables made without it."""
 
-PERSISTENT = 3
-"""Attempts at a write that may be repeated, each with the SDK's own retry inside."""
+PERSISTENCE_SECONDS = 6.0
+"""How long a write that may be repeated is tried again where no verdict comes: as long as a turn keeps back for it."""
 BATCH = 25
 _READS = ("query", "get_item")
+_NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError, ChecksumError, ResponseParserError)
 _NO_VERDICT = {
     "InternalServerError",
     "InternalFailure",
@@ -143,13 +153,14 @@ class Table:
         options |= {"IndexName": index} if index else {"ConsistentRead": True}
         start: dict[str, Any] = {"ExclusiveStartKey": _typed(after)} if after else {}
         while True:
+            size: dict[str, Any] = {"Limit": next(page_sizes)} if page_sizes else {}
             page = await self._call(
                 "query",
                 KeyConditionExpression=condition,
                 ExpressionAttributeValues=_typed(values),
                 ScanIndexForward=oldest_first,
                 **options,
-                **({"Limit": next(page_sizes)} if page_sizes else {}),
+                **size,
                 **start,
             )
             yield [_plain(item) for item in page["Items"]]
@@ -166,7 +177,7 @@ class Table:
         """Put the item where nothing is yet, and try again where no verdict comes. Raises Refused."""
         await self._call(
             "put_item",
-            attempts=PERSISTENT,
+            persistent=True,
             Item=_typed(item),
             ConditionExpression="attribute_not_exists(pk)",
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
@@ -174,18 +185,22 @@ class Table:
 
     async def put_all(self, items: Iterable[Item]) -> None:
         """Put items whose keys nobody else writes."""
-        await asyncio.gather(*(self._call("put_item", attempts=PERSISTENT, Item=_typed(item)) for item in items))
+        await asyncio.gather(*(self._call("put_item", persistent=True, Item=_typed(item)) for item in items))
 
     async def delete_all(self, keys: Iterable[tuple[str, str]]) -> None:
-        """Delete the items with these (pk, sk)."""
+        """Delete the items with these (pk, sk), for as long as the table gets on with it."""
         requests = [{"DeleteRequest": {"Key": _typed({"pk": pk, "sk": sk})}} for pk, sk in keys]
         for i in range(0, len(requests), BATCH):
-            left = {self._name: requests[i : i + BATCH]}
+            left, give_up = requests[i : i + BATCH], _from_now(PERSISTENCE_SECONDS)
             while left:
-                response = await self._call("batch_write_item", attempts=PERSISTENT, RequestItems=left)
-                left = response.get("UnprocessedItems", {})
-                if left:
-                    await asyncio.sleep(0.1)
+                response = await self._call("batch_write_item", persistent=True, RequestItems={self._name: left})
+                undone = response.get("UnprocessedItems", {}).get(self._name, [])
+                if len(undone) < len(left):
+                    give_up = _from_now(PERSISTENCE_SECONDS)
+                elif _from_now(0) >= give_up:
+                    raise TableUnavailable("the table leaves deletes undone")
+                if left := undone:
+                    await _pause()
 
     async def update(
         self,
@@ -195,13 +210,13 @@ class Table:
         values: Mapping[str, Any],
         *,
         condition: str,
-        attempts: int = 1,
+        persistent: bool = False,
     ) -> Item:
         """One conditional update; names in both expressions are written `#name`. The new values. Raises Refused."""
         names = set(re.findall(r"#(\w+)", f"{expression} {condition}"))
         response = await self._call(
             "update_item",
-            attempts=attempts,
+            persistent=persistent,
             Key=_typed({"pk": pk, "sk": sk}),
             UpdateExpression=expression,
             ConditionExpression=condition,
@@ -212,22 +227,25 @@ class Table:
         )
         return _plain(response.get("Attributes", {}))
 
-    async def _call(self, operation: str, *, attempts: int = 1, **arguments: Any) -> dict[str, Any]:
+    async def _call(self, operation: str, *, persistent: bool = False, **arguments: Any) -> dict[str, Any]:
+        """What the table answers; where it is `persistent`, asked again until there is a verdict, or no time left."""
         if "RequestItems" not in arguments:
             arguments["TableName"] = self._name
         call = partial(getattr(self._client, operation), ReturnConsumedCapacity="TOTAL", **arguments)
-        for attempt in range(1, attempts + 1):
+        give_up, repeated = _from_now(PERSISTENCE_SECONDS if persistent else 0), False
+        while True:
             self.usage.calls += 1
             try:
                 response = await asyncio.get_running_loop().run_in_executor(_EXECUTOR, call)
-            except (ClientError, BotoCoreError) as error:
-                verdict = _verdict(error, repeated=attempt > 1)
-                if attempt < attempts and isinstance(verdict, Silent):
-                    continue
-                raise verdict from error
-            self._count(operation, response.get("ConsumedCapacity"))
-            return dict(response)
-        raise AssertionError("a call makes at least one attempt")
+            except (ClientError, BotoCoreError, ResponseParserError) as error:
+                verdict = _verdict(error, repeated=repeated)
+                if not isinstance(verdict, Silent) or _from_now(0) >= give_up:
+                    raise verdict from error
+            else:
+                self._count(operation, response.get("ConsumedCapacity"))
+                return dict(response)
+            repeated = True
+            await _pause()
 
     def _count(self, operation: str, consumed: Any) -> None:
         """Engines report one figure, or one for each table of a batch."""
@@ -239,9 +257,19 @@ class Table:
             self.usage.write_units += units
 
 
-def _verdict(error: ClientError | BotoCoreError, *, repeated: bool) -> Refused | TableUnavailable:
+def _from_now(seconds: float) -> float:
+    """A time of the event loop's clock."""
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def _pause() -> None:
+    """Let a moment pass before the table is asked again, so that many who do so spread."""
+    await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311 - jitter
+
+
+def _verdict(error: ClientError | BotoCoreError | ResponseParserError, *, repeated: bool) -> Refused | TableUnavailable:
     """What an error of the SDK means for the call."""
-    if isinstance(error, HTTPClientError):
+    if isinstance(error, _NO_ANSWER):
         return Silent("the table did not answer")
     if not isinstance(error, ClientError):
         return TableUnavailable("the table could not be asked")

@@ -154,9 +154,9 @@ async def test_an_agent_that_calls_tools_without_end_fails(store: Store, llm: Ch
             return super().run(*args, **kwargs, max_iterations=1)
 
     turn = replace(begin(store, llm), build_agent=lambda: Insatiable(llm=llm))
-    with pytest.raises(AgentFailed, match="agent_error"):
+    with pytest.raises(AgentFailed, match="too_many_steps"):
         await everything(turn, asking(store, "Hello"))
-    assert [one.failure for one in await history(store)] == ["agent_error"]
+    assert [one.failure for one in await history(store)] == ["too_many_steps"]
 
 
 async def test_an_agent_that_cannot_be_built_fails_its_turn(store: Store, llm: ChatModel) -> None:
