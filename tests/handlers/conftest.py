@@ -6,6 +6,7 @@ import logging
 import urllib.request
 import uuid
 from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from llama_index.llms.openai import OpenAI
 
 from handlers import chat, front, model, report, sessions
+from handlers.settings import Settings
 from local import demo_model
 from tests.conftest import TABLE, Store, event_named, store_at
 
@@ -75,7 +77,7 @@ class Service:
         self._log.truncate()
         path = event.get("rawPath", event.get("path", "/chat"))
         function = chat if path == "/chat" or path.endswith("/regenerate") else sessions
-        result = function.handler(event, Context(seconds=seconds))  # type: ignore[arg-type]
+        result = function.handler(event, Context(seconds=seconds))
         lines = [json.loads(line) for line in self.logged()]
         turns = [line for line in lines if line["message"] in ("turn", "request")]
         assert len(turns) <= 1
@@ -100,7 +102,7 @@ class Service:
         session: Any = None,
         user: str | None = None,
         seconds: float = 28,
-        **headers: str,
+        **headers: Any,
     ) -> Reply:
         """POST /chat with a message."""
         body = {"message": message} | ({"session_id": session} if session is not None else {})
@@ -160,33 +162,43 @@ class Service:
             return received
 
 
-@pytest.fixture
-def service(dynoxide: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-    """The function on dynoxide and the demo model, in the anonymous mode, with nothing in its memory."""
+@contextmanager
+def deployed(engine: str, model_endpoint: str, patch: pytest.MonkeyPatch, **settings: str) -> Iterator[Service]:
+    """The functions on an engine and a model, in the anonymous mode, with nothing in their memory."""
     environment = {
         "TABLE_NAME": TABLE,
-        "DYNAMODB_ENDPOINT": dynoxide,
-        "OPENAI_API_BASE": f"{demo}/v1",
+        "DYNAMODB_ENDPOINT": engine,
+        "OPENAI_API_BASE": f"{model_endpoint}/v1",
         "OPENAI_API_KEY": "none",
         "OPENAI_MODEL": "demo",
         "MODEL_RETRIES": "0",
         "SIGNING_SECRET": "a-secret-of-the-tests",
     }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    forget_settings()
+    configure(patch, **environment | settings)
     captured = io.StringIO()
     handler = logging.StreamHandler(captured)
     handler.setFormatter(report.logger.registered_formatter)
     report.logger.addHandler(handler)
-    urllib.request.urlopen(urllib.request.Request(f"{demo}/requests", method="DELETE")).close()  # noqa: S310 - loopback
     models: list[OpenAI] = []
-    monkeypatch.setattr(chat, "chat_model", lambda found: models.append(model.chat_model(found)) or models[-1])
-    yield Service(store_at(dynoxide), demo, captured)
-    report.logger.removeHandler(handler)
+
+    def chat_model(settings: Settings) -> OpenAI:
+        models.append(model.chat_model(settings))
+        return models[-1]
+
+    patch.setattr(chat, "chat_model", chat_model)
+    yield Service(store_at(engine), model_endpoint, captured)
+    report.logger.handlers.remove(handler)
     forget_settings()
     for used in models:
         front.event_loop().run(used._get_aclient().close())
+
+
+@pytest.fixture
+def service(dynoxide: str, demo: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """The functions on dynoxide and the demo model."""
+    urllib.request.urlopen(urllib.request.Request(f"{demo}/requests", method="DELETE")).close()  # noqa: S310 - loopback
+    with deployed(dynoxide, demo, monkeypatch) as deployment:
+        yield deployment
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:

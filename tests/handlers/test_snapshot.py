@@ -104,8 +104,9 @@ def serving(account: Account) -> Iterator[str]:
             account.asked.append(Asked(what=what, key=key, port=self.client_address[1]))
 
         def _forward(self, endpoint: str, body: bytes) -> None:
-            response, answer = forwarded(endpoint, self.path, dict(self.headers), body)
-            self._answer(answer, response.headers["Content-Type"], response.status)
+            status, headers, answer = forwarded(endpoint, self.path, dict(self.headers), body)
+            kinds = [value for name, value in headers.items() if name.lower() == "content-type"]
+            self._answer(answer, kinds[0], status)
 
         def _answer(self, body: bytes, kind: str = "application/json", status: int = 200) -> None:
             self.send_response_only(status)
