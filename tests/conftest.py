@@ -149,6 +149,23 @@ class LosingClient:
         return losing
 
 
+class ThrottledClient:
+    """A client of whose batches the table does some writes each, and leaves the others undone."""
+
+    def __init__(self, client: Any, *, done: int) -> None:
+        self._client, self._done = client, done
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def batch_write_item(self, **arguments: Any) -> Any:
+        ((name, requests),) = arguments.pop("RequestItems").items()
+        now, later = requests[: self._done], requests[self._done :]
+        if now:
+            self._client.batch_write_item(RequestItems={name: now}, **arguments)
+        return {"UnprocessedItems": {name: later} if later else {}}
+
+
 class Killed(BaseException):
     """The process ends here: nothing of it catches this, and nothing tidies up."""
 

@@ -597,7 +597,23 @@ CLOCK_FAULTS = (
         outcome=ANSWERED,
     ),
 )
-FAULTS = (*MODEL_FAULTS, *TABLE_FAULTS, *CLOCK_FAULTS)
+
+
+def _left_by_a_killed_one(rig: Rig) -> None:
+    """The session was held by a killed instance, and what that may have left cannot be asked for."""
+    rig.hold(-5)
+    rig.wire.trouble(wire.stall("before"), "Query", skip=1)
+
+
+TIDYING_FAULTS = (
+    Fault(
+        name="what a killed instance left is asked for, and nothing heard",
+        arm=_left_by_a_killed_one,
+        outcome=ANSWERED,
+        on_the_wire=True,
+    ),
+)
+FAULTS = (*MODEL_FAULTS, *TABLE_FAULTS, *CLOCK_FAULTS, *TIDYING_FAULTS)
 
 
 # ---- The sessions ----------------------------------------------------------------------------------------------------

@@ -181,6 +181,18 @@ async def test_a_front_that_stops_listening_leaves_no_run_behind(store: Store, l
     assert await history(store) == []
 
 
+async def test_a_load_that_takes_too_long_is_given_up(store: Store, llm: ChatModel) -> None:
+    """What is kept back for the commit is no time to wait for the table in, before there is anything to commit."""
+
+    class Stuck(DynamoDBTurnLog):
+        async def load(self, *_: Any, **__: Any) -> Any:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    with pytest.raises(TableUnavailable):
+        await everything(begin(store, llm, log=store.log(kind=Stuck), seconds=1), asking(store, "Hello"))
+
+
 async def test_a_commit_that_takes_too_long_is_given_up(store: Store, llm: ChatModel) -> None:
     """The caller is answered before the invocation ends, also when the table is not."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests import faults
 from tests.faults import FAULTS, ROUTE_FAULTS, ROUTES, Fault, Rig, Route, RouteFault, rig_on
+from tests.faulty_model import calls, fails
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,32 @@ def test_a_request_to_the_sessions_survives_one_fault_and_says_503_to_many(
 ) -> None:
     """In time, with a documented status; and sent again when the fault is gone, it is done."""
     assert faults.suffer_at(rig, route, fault)[0] == []
+
+
+def test_a_request_that_the_table_does_not_answer_ends_in_time(rig: Rig) -> None:
+    """Whatever a request waits for, there is a response before its invocation ends."""
+    (route,) = [route for route in ROUTES if route.name == "GET /sessions/{id}"]
+    (fault,) = [fault for fault in ROUTE_FAULTS if fault.name == "every call is not heard of"]
+    assert faults.suffer_at(rig, route, fault)[0] == []
+
+
+def test_a_long_pause_that_the_model_asks_for_is_handed_on(rig: Rig) -> None:
+    """It is not waited for, and no second request is sent: the caller is told when to come again."""
+    rig.begin()
+    rig.model.tell(always=fails(429, retry_after="60"))
+    reply = rig.service.say("Hello", user=rig.user)
+    assert (reply.status, reply.body["code"], reply.headers["retry-after"]) == (502, "model_busy", "60")
+    assert len(rig.model.received) == 1
+    rig.mend()
+
+
+def test_no_tool_runs_with_arguments_that_nobody_gave(rig: Rig) -> None:
+    """Arguments that break off reach the tool as what it refuses, and are kept as the model gave them."""
+    rig.begin()
+    rig.model.tell(calls("total", '{"numbers": [1, 2'))
+    assert rig.service.say("Add up", user=rig.user).status == 200
+    (turn,) = rig.service.send("GET", "/sessions/default/turns", user=rig.user).body["turns"]
+    asked, result = turn["messages"][1:3]
+    assert asked["tool_calls"][0]["arguments"] == '{"numbers": [1, 2'
+    assert "arguments that are no JSON object" in result["text"]
+    rig.mend()

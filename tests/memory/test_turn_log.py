@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from memory import codec, items
+from memory import codec, items, table
 from memory.dynamodb import LEASE
 from memory.turns import (
     ClaimRefused,
@@ -34,6 +34,7 @@ from tests.conftest import (
     Killed,
     LosingClient,
     Store,
+    ThrottledClient,
     answer_again,
     asking,
     asking_again,
@@ -199,6 +200,30 @@ async def test_a_dead_holder_blocks_for_one_lease_at_most(store: Store) -> None:
     clock.pass_lease()
     turn = await say(store.log(clock=clock), store.session(), "alive")
     assert turn.number == dead.number == 1
+
+
+async def test_a_lease_runs_out_for_who_watched_it(store: Store) -> None:
+    """However far ahead the clock of a dead holder was: nobody waits for it longer than a lease."""
+    ahead, clock = Clock(), Clock()
+    ahead.now += timedelta(minutes=5)
+    await claimed(store, store.session(), asking("lost"), clock=ahead)
+    log = store.log(clock=clock)
+    assert (await log.load(store.session(), token_limit=0)).busy_seconds == LEASE.total_seconds()
+    clock.pass_lease()
+    assert (await log.load(store.session(), token_limit=0)).busy_seconds == 0
+
+
+async def test_a_lease_that_is_renewed_is_watched_anew(store: Store) -> None:
+    """A holder that lives keeps its session, however far ahead its clock is."""
+    ahead, clock = Clock(), Clock()
+    ahead.now += timedelta(minutes=5)
+    claim = await claimed(store, store.session(), asking("slow"), clock=ahead)
+    log = store.log(clock=clock)
+    await log.load(store.session(), token_limit=0)
+    ahead.pass_lease()
+    await store.log(clock=ahead).renew(claim)
+    clock.pass_lease()
+    assert (await log.load(store.session(), token_limit=0)).busy_seconds == LEASE.total_seconds()
 
 
 async def test_a_renewed_lease_holds_on(store: Store) -> None:
@@ -411,6 +436,25 @@ async def test_a_table_that_is_not_there_is_unavailable(store: Store) -> None:
     log._table._name = "no-such-table"
     with pytest.raises(TableUnavailable):
         await log.load(store.session(), token_limit=0)
+
+
+async def test_a_delete_goes_on_for_as_long_as_the_table_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that does a part of each batch is given the rest again, however often."""
+    monkeypatch.setattr(table, "PERSISTENCE_SECONDS", 0.0)
+    for text in "abcd":
+        await say(store.log(), store.session(), text)
+    assert await store.log(client=ThrottledClient(store.client, done=1)).delete(store.session())
+    assert keys_of(store) == ["state"]
+
+
+async def test_a_delete_that_the_table_leaves_undone_is_a_delete(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be removed is not tried for ever, and seen by nobody; the next call removes it."""
+    monkeypatch.setattr(table, "PERSISTENCE_SECONDS", 0.0)
+    await say(store.log(), store.session(), "secret")
+    assert not await store.log(client=ThrottledClient(store.client, done=0)).delete(store.session())
+    assert said(await store.log().load(store.session(), token_limit=None)) == []
+    assert await store.log().delete(store.session())
+    assert keys_of(store) == ["state"]
 
 
 async def test_a_deleted_session_is_empty_at_once(store: Store) -> None:
