@@ -117,7 +117,16 @@ def _client(config: Config, *, endpoint: str | None = None, region: str | None =
     """A client in a session of its own: its credentials go where it goes, and are not those that others left behind."""
     session = get_session()
     session.register_component("data_loader", _LOADER)
-    return cast("DynamoDBClient", session.create_client("dynamodb", region, endpoint_url=endpoint, config=config))
+    client = session.create_client("dynamodb", region, endpoint_url=endpoint, config=config)
+    client.meta.events.register("after-call.dynamodb", _check_whole)
+    return cast("DynamoDBClient", client)
+
+
+def _check_whole(http_response: Any, **_: Any) -> None:
+    """Raises where the end of a response is missing: what it lacks, the SDK would say, the table does not hold."""
+    expected, actual = int(http_response.headers.get("Content-Length") or 0), len(http_response.content)
+    if actual < expected:
+        raise IncompleteReadError(actual_bytes=actual, expected_bytes=expected)
 
 
 def create_table(client: "DynamoDBClient", name: str) -> None:

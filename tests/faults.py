@@ -493,6 +493,7 @@ ONCE = {
 AGAIN_AND_AGAIN = {
     ("load", "throttled"),
     ("load", "not heard of"),
+    ("load", "done, its answer cut"),
     ("claim", "throttled"),
     ("renewal", "throttled"),
     ("commit", "throttled"),
@@ -676,7 +677,7 @@ ROUTE_FAULTS = (
             name=f"every call is {name}",
             arm=lambda rig, trouble=trouble: rig.wire.trouble(trouble),  # type: ignore[misc]
             lasts=True,
-            tested=name == "reset when it was done",
+            tested=name == "done, its answer cut",
         )
         for name, trouble in TROUBLES.items()
     ),
