@@ -19,14 +19,12 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
-    ChecksumError,
     ClientError,
     ConnectionError,  # noqa: A004 - the SDK's name for a connection that did not come about
     HTTPClientError,
     IncompleteReadError,
 )
 from botocore.loaders import create_loader
-from botocore.parsers import ResponseParserError
 from botocore.session import get_session
 
 from memory.codec import Item
@@ -63,7 +61,7 @@ PERSISTENCE_SECONDS = 6.0
 """How long a write that may be repeated is tried again where no verdict comes: as long as a turn keeps back for it."""
 BATCH = 25
 _READS = ("query", "get_item")
-_NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError, ChecksumError, ResponseParserError)
+_NO_ANSWER = (HTTPClientError, ConnectionError, IncompleteReadError)
 _NO_VERDICT = {
     "InternalServerError",
     "InternalFailure",
@@ -246,7 +244,7 @@ class Table:
             self.usage.calls += 1
             try:
                 response = await asyncio.get_running_loop().run_in_executor(_EXECUTOR, call)
-            except (ClientError, BotoCoreError, ResponseParserError) as error:
+            except (ClientError, BotoCoreError) as error:
                 verdict = _verdict(error, repeated=repeated)
                 if not isinstance(verdict, Silent) or _from_now(0) >= give_up:
                     raise verdict from error
@@ -276,7 +274,7 @@ async def _pause() -> None:
     await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311 - jitter
 
 
-def _verdict(error: ClientError | BotoCoreError | ResponseParserError, *, repeated: bool) -> Refused | TableUnavailable:
+def _verdict(error: ClientError | BotoCoreError, *, repeated: bool) -> Refused | TableUnavailable:
     """What an error of the SDK means for the call."""
     if isinstance(error, _NO_ANSWER):
         return Silent("the table did not answer")

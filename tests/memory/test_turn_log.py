@@ -1,15 +1,16 @@
 """The contract of a TurnLog: what `memory.turns` promises, on every engine that is fit to show it."""
 
 import asyncio
+import threading
 import uuid
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
-from memory import codec, items, table
+from memory import codec, dynamodb, items, table
 from memory.dynamodb import LEASE
 from memory.turns import (
     ClaimRefused,
@@ -381,6 +382,29 @@ async def test_a_turn_that_a_rewrite_or_a_delete_overtook_is_not_called_stored(s
         await log.rewrite(window, window.turns)
     with pytest.raises(LeaseLost):
         await store.log(clock=clock).commit(old, completed(old, "old"))
+
+
+async def test_a_stored_turn_does_not_wait_for_what_a_dead_holder_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts are out of sight: where the table does not say what there is of them, the caller is answered."""
+    monkeypatch.setattr(dynamodb, "TIDY_SECONDS", 0.1)
+    clock, answered = Clock(), threading.Event()
+    await claimed(store, store.session(), asking("lost"), clock=clock)
+    clock.pass_lease()
+    claim = await claimed(store, store.session(), asking("next"), clock=clock)
+
+    class Stuck:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store.client, name)
+
+        def query(self, **_: Any) -> Any:
+            assert answered.wait(20)
+            raise ReadTimeoutError(endpoint_url="http://stuck")
+
+    turn = completed(claim, "next")
+    assert await store.log(client=Stuck(), clock=clock).commit(claim, turn) == turn
+    answered.set()
 
 
 async def test_a_commit_that_finds_a_damaged_turn_in_its_place_was_taken_over(store: Store) -> None:
