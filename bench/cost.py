@@ -14,13 +14,15 @@ from bench.prices import AS_OF, PRICES
 from bench.units import BYTES_PER_TOKEN, QUESTION_SHARE, Talk, Units, units_of
 from handlers.settings import SECRET_SECONDS
 
-TURN_LINE_BYTES = 680
-"""The turn's own log line, as the chat function writes it."""
+TURN_LINE_BYTES = 1_187
+"""The turn's own log line, as the chat function writes it; 500 of them say which of its members are metrics."""
 ACCESS_LINE_BYTES = 175
 """The line of the API's access log, in the template's format."""
 PLATFORM_LINES_BYTES = 380
 """Lambda's `platform.start` and `platform.report`, by the form that AWS documents for them."""
 LOG_BYTES = TURN_LINE_BYTES + ACCESS_LINE_BYTES + PLATFORM_LINES_BYTES
+METRICS = 14
+"""Those that CloudWatch takes from the lines, each of which it counts for a month that it has a value in."""
 PROMPT_TOKENS = 310
 """The example agent's system prompt and the descriptions of its tools."""
 
@@ -248,17 +250,22 @@ def options() -> _Parser:
     add("--token-limit", type=_whole(1, 2_000_000), default=10_000, help="TOKEN_LIMIT of the deployment (%(default)s)")
     add("--seconds", type=_amount(), default=3.0, help="that a turn takes, mostly the model's (%(default)s)")
     add("--cold-percent", type=_amount(100), default=1.0, help="of the turns that start an instance (%(default)s)")
-    add("--init-seconds", type=_amount(), default=5.0, help="that a start takes, which is billed (%(default)s)")
+    add("--init-seconds", type=_amount(), default=5.0, help="that a start takes without SnapStart (%(default)s)")
     add("--memory", type=_whole(128, 10_240), default=1_024, help="MB of the chat function (%(default)s)")
     add("--architecture", choices=("x86_64", "arm64"), default="x86_64", help="(%(default)s)")
     add("--api", choices=("http", "rest"), default="http", help="kind of API (%(default)s)")
-    add("--snapstart", action="store_true", help="instances start from a snapshot, of one version")
+    add(
+        "--snapstart",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="instances start from a snapshot, of one version (%(default)s)",
+    )
     add("--retention-days", type=_whole(0), default=0, help="RETENTION_DAYS; 0: turns are kept (%(default)s)")
     add("--months", type=_whole(1), default=12, help="of turns in the table, where they are kept (%(default)s)")
     add("--log-bytes", type=_whole(0), default=LOG_BYTES, help="that a turn logs (%(default)s)")
     add("--log-days", type=_whole(1), default=30, help="that logs are kept (%(default)s)")
-    add("--metrics", type=_whole(0), default=0, help="custom metrics (%(default)s)")
-    add("--traced-percent", type=_amount(100), default=0.0, help="of the turns that X-Ray records (%(default)s)")
+    add("--metrics", type=_whole(0), default=METRICS, help="custom metrics (%(default)s)")
+    add("--traced-percent", type=_amount(100), default=5.0, help="of the turns that X-Ray records (%(default)s)")
     add(
         "--secrets",
         type=_whole(0),

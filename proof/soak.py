@@ -35,6 +35,7 @@ from proof.gauges import (
 )
 from proof.section import Section, table
 from proof.traffic import MARK, MESSAGE_CHARS, Seat, warm_up
+from tests.conftest import TABLE
 from tests.stack import Stack, running
 
 SEED = os.environ.get("SEED", "20261122")
@@ -49,7 +50,6 @@ EVERYBODY = {CHAT: WORKERS, SESSIONS: WORKERS, SWEEP: 1}
 IDLE_SECONDS = 60.0
 IDLE_DESCRIPTORS = 2
 REST_SECONDS = 5.0
-TABLE = "rehydrate"
 GATEWAY, ENGINE, DEMO_MODEL = "gateway", "engine", "demo model"
 PROGRAMS = {ENGINE: "/dynoxide |DynamoDBLocal", DEMO_MODEL: "local[.]demo_model"}
 FAULTS = ("lost", "doubled", "altered", "out of order", "half", "blind", "never asked for")

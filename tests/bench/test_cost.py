@@ -16,6 +16,7 @@ from bench.cost import costs, plan_of, report
 from bench.prices import PRICES
 from bench.units import Units
 from handlers.agent import SYSTEM_PROMPT, build_agent
+from handlers.metrics import COUNTERS, MEASURES
 from tests.cloudformation import TEMPLATE, CloudFormationLoader
 
 PAGE = Path(__file__).parents[2] / "docs" / "COST.md"
@@ -49,7 +50,7 @@ def month(name: str, *options: str) -> float:
         ("Lambda, duration", "--memory 2048 --seconds 2", 66.6668),
         ("Lambda, duration", "--memory 1024 --seconds 3 --architecture arm64", 40.0002),
         ("Lambda, requests", "", 0.2),
-        ("Lambda, cold starts", "--cold-percent 10 --init-seconds 6", 10.00002),
+        ("Lambda, cold starts", "--no-snapstart --cold-percent 10 --init-seconds 6", 10.00002),
         ("Lambda, cold starts", "--snapstart", 0),
         ("Lambda, SnapStart cache", "--snapstart", 3.9540888),
         ("Lambda, SnapStart restores", "--snapstart --cold-percent 10", 13.97998),
@@ -183,12 +184,15 @@ def test_the_example_agents_prompt_is_counted() -> None:
 
 
 def test_the_defaults_are_the_templates() -> None:
-    """Memory, processor, window and the time that logs are kept are those of a deployment that changes nothing."""
+    """Memory, processor, start, metrics, window and the time that logs are kept are those of a deployment that changes
+    nothing."""
     template = yaml.load(TEMPLATE.read_text(), Loader=CloudFormationLoader)  # noqa: S506 - it is a SafeLoader
     parameters, usual = template["Parameters"], plan()
     deployed = {
         name: parameters[name]["Default"]
         for name in ("Architecture", "TokenLimit", "RetentionDays", "LogRetentionDays")
     }
-    assert template["Resources"]["ChatFunction"]["Properties"]["MemorySize"] == usual.memory
+    function = template["Resources"]["ChatFunction"]["Properties"]
+    assert (function["MemorySize"], "SnapStart" in function) == (usual.memory, usual.snapstart)
+    assert len(COUNTERS) + len(MEASURES) == usual.metrics
     assert list(deployed.values()) == [usual.architecture, usual.talk.token_limit, usual.retention_days, usual.log_days]
