@@ -17,7 +17,7 @@ import pytest
 from processes import HERE, eventually, is_running
 
 from local import __main__ as program
-from local import engine, guard
+from local import backends, engine, guard
 from memory.table import TABLE_SCHEMA, connect
 from tests.conftest import require
 
@@ -177,7 +177,7 @@ def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
         with started(tmp_path / "local", PORT=port) as run:
             assert run.end() == 1
     assert f"Port {port} cannot be used" in run.output
-    assert "PORT=3000 make run" in run.output
+    assert "PORT=3000" in run.output
     assert "Traceback" not in run.output
     assert not (tmp_path / "local" / "data").exists()
 
@@ -210,7 +210,7 @@ def test_a_held_lock_is_a_clear_error(tmp_path: Path) -> None:
 )
 def test_a_wrong_setting_is_a_clear_error(tmp_path: Path, name: str, value: str) -> None:
     """What makes no sense is told at the start, by its name, and not by every request."""
-    with pytest.raises(program.CannotRun, match=name):
+    with pytest.raises(backends.CannotRun, match=name):
         program.run(environment(tmp_path, **{name: value}))
 
 
@@ -223,16 +223,16 @@ def test_the_start_says_who_answers(tmp_path: Path) -> None:
 
 def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
     """Only its owner can read it, and it stays the same."""
-    secret = program._signing_secret(tmp_path)
+    secret = backends.signing_secret(tmp_path)
     assert len(secret) >= 64
     assert stat.S_IMODE((tmp_path / "signing-secret").stat().st_mode) == 0o600
-    assert program._signing_secret(tmp_path) == secret
+    assert backends.signing_secret(tmp_path) == secret
 
 
 def test_what_the_user_set_wins() -> None:
     """Defaults fill only what is open; empty values count as open."""
     given = {"TABLE_NAME": "mine", "SIGNING_SECRET": "s", "IDENTITY_SOURCES": "", "OPENAI_API_KEY": "k"}
-    made = program.worker_environment(given, endpoint="http://127.0.0.1:1", model_endpoint=None, secret="other")
+    made = backends.function_environment(given, endpoint="http://127.0.0.1:1", model_endpoint=None, secret="other")
     assert (made["TABLE_NAME"], made["SIGNING_SECRET"], made["OPENAI_API_KEY"]) == ("mine", "s", "k")
     assert (made["IDENTITY_SOURCES"], made["COOKIE_SECURE"]) == ("token", "false")
     assert {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"} <= made.keys()
@@ -241,13 +241,13 @@ def test_what_the_user_set_wins() -> None:
 
 def test_an_engine_elsewhere_gets_no_made_up_credentials() -> None:
     """Made-up credentials are for engines on this machine only."""
-    made = program.worker_environment({}, endpoint="https://db.example.test", model_endpoint=None, secret="s")
+    made = backends.function_environment({}, endpoint="https://db.example.test", model_endpoint=None, secret="s")
     assert not [name for name in made if name.startswith("AWS_")]
 
 
 def test_the_demo_model_is_handed_to_the_workers() -> None:
     """Base URL, a key and the model's name go together."""
-    made = program.worker_environment({}, endpoint="http://127.0.0.1:1", model_endpoint="http://m", secret="s")
+    made = backends.function_environment({}, endpoint="http://127.0.0.1:1", model_endpoint="http://m", secret="s")
     assert (made["OPENAI_API_BASE"], made["OPENAI_API_KEY"], made["OPENAI_MODEL"]) == ("http://m/v1", "demo", "demo")
 
 
