@@ -17,10 +17,12 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench cost prove lock build clean build-ChatFunction build-SessionsFunction build-SweepFunction
+.PHONY: help run sam-local test check bench cost prove lock build clean \
+	build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
 	@echo "make run      the whole service on this machine: http://127.0.0.1:3000 (PORT=... moves it, Ctrl-C stops it)"
+	@echo "make sam-local  the same in Docker, by sam local start-api (ARGS='--skip-pull-image' goes to it)"
 	@echo "make test     the tests (ARGS='-k name -x' goes to pytest)"
 	@echo "make check    lint, formatting, types, and the template"
 	@echo "make bench    what a turn costs here and in other stores, and what this adds to an agent's run (some minutes)"
@@ -34,6 +36,9 @@ help:
 
 run: $(DEV) $(NODE)
 	@exec $(VENV)/bin/python -m local
+
+sam-local: $(DEV) $(SAM) $(NODE)
+	@exec $(VENV)/bin/python -m local.sam --sam $(VENV_SAM)/bin/sam $(ARGS)
 
 test: $(DEV) $(NODE)
 	@exec $(VENV)/bin/python -m pytest -n auto --dist loadgroup $(ARGS)

@@ -140,7 +140,7 @@ def bound(port: int) -> Iterator[socket.socket]:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # On macOS a socket can be bound beside one that listens on all addresses.
-        if port and _is_listening(port):
+        if port and is_listening(port):
             raise port_taken(port, os.strerror(errno.EADDRINUSE))
         try:
             listener.bind((guard.LOOPBACK, port))
@@ -149,7 +149,8 @@ def bound(port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _is_listening(port: int) -> bool:
+def is_listening(port: int) -> bool:
+    """Whether anything listens on a port of loopback."""
     with socket.socket() as client:
         client.settimeout(1)
         return client.connect_ex((guard.LOOPBACK, port)) == 0
@@ -266,6 +267,9 @@ def stopped_by_itself(server: guard.GuardedServer) -> CannotRun:
 
 
 def _stop_now(*_: Any) -> NoReturn:
+    # All that is left is to stop, and that is bounded: a second Ctrl-C has nothing to add.
+    for signal_number in STOP_SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
     raise SystemExit(0)
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -133,6 +133,13 @@ def start(
     return server
 
 
+@contextlib.contextmanager
+def running(command: Sequence[str | Path], *, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process that writes where this one does, until the end of the context, or of this process."""
+    with _spawn(command, None, cwd=ROOT, env=env, pass_fds=()) as process:  # which closes its standard input, and waits
+        yield process
+
+
 def _output_file(log: Path | None) -> IO[bytes]:
     if log is None:
         return tempfile.TemporaryFile()
@@ -142,7 +149,7 @@ def _output_file(log: Path | None) -> IO[bytes]:
 
 def _spawn(
     command: Sequence[str | Path],
-    output: IO[bytes],
+    output: IO[bytes] | None,
     *,
     cwd: Path,
     env: Mapping[str, str] | None,
