@@ -4,7 +4,7 @@ FROM public.ecr.aws/lambda/python:3.13
 
 # A layer of its own, which an edit of the agent leaves as it is. pip compiles what it installs; the lock is complete.
 COPY requirements.txt ${LAMBDA_TASK_ROOT}/
-RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+RUN python -m pip install --no-cache-dir --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
         --target "${LAMBDA_TASK_ROOT}" -r "${LAMBDA_TASK_ROOT}/requirements.txt"
 
 COPY handlers/ ${LAMBDA_TASK_ROOT}/handlers/

@@ -74,11 +74,11 @@ def run(env: Mapping[str, str], sam: str, arguments: Sequence[str]) -> None:
     docker = Docker.found()
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(backends.locked(folder))
-        with backends.bound(port):
+        with backends.bound(port):  # so that a taken port is told before all the building
             _build(sam, docker)
         stack.callback(say, "stopped")
         them = stack.enter_context(backends.started(env, settings, folder=folder, lock=lock))
-        variables = stack.enter_context(_reachable(them.environment, docker))
+        variables = stack.enter_context(reachable(them.environment, docker))
         copy = declaring(yaml.safe_load(_TEMPLATE.read_text()), variables)
         _COPY.write_text(yaml.safe_dump(copy, sort_keys=False))
         say("starting the containers (the first time, sam fetches their image)")
@@ -122,8 +122,11 @@ def _build(sam: str, docker: Docker) -> None:
 
 
 @contextlib.contextmanager
-def _reachable(environment: Mapping[str, str], docker: Docker) -> Iterator[dict[str, str]]:
-    """The settings for a container: where they name this machine's loopback, it gets there by another address."""
+def reachable(environment: Mapping[str, str], docker: Docker) -> Iterator[dict[str, str]]:
+    """The settings for a container: where they name this machine's loopback, it gets there by another address.
+
+    Raises CannotRun.
+    """
     names = {name.upper() for name in Settings.model_fields} | {"POWERTOOLS_LOG_LEVEL"}
     variables = {name: value for name, value in environment.items() if name in names}
     with contextlib.ExitStack() as stack:
