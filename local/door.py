@@ -16,8 +16,10 @@ def opened(address: str, *, onward: tuple[str, int]) -> Iterator[int]:
     """Pass on what connects to a free port of `address`; yields that port. Raises OSError if it cannot be bound."""
     with _Door((address, 0), _Passage, onward) as door:
         threading.Thread(target=door.serve_forever, name=f"door to {onward[1]}", daemon=True).start()
-        yield door.server_address[1]
-        door.shutdown()
+        try:
+            yield door.server_address[1]
+        finally:
+            door.shutdown()
 
 
 class _Door(socketserver.ThreadingTCPServer):

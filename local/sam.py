@@ -178,16 +178,11 @@ def _start_api(sam: str, port: int, docker: Docker) -> list[str]:
 def _started(command: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run sam until the end of the context, or of this process, and remove its containers."""
     _remove_containers()
-    try:
-        with guard.running(command, env=env) as process:
-            try:
-                yield process
-            finally:
-                # It would remove them itself, but one after the other, and give each 3 s.
-                _remove_containers()
-    finally:
-        # Those that it had begun to start.
-        _remove_containers()
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove_containers)  # those that it had begun to start
+        process = stack.enter_context(guard.running(command, env=env))
+        stack.callback(_remove_containers)  # which it would do itself, but one after the other, giving each 3 s
+        yield process
 
 
 def _remove_containers() -> None:
@@ -231,7 +226,12 @@ def _check(api: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """The program: exit code 0 after SIGINT or SIGTERM, 1 and one clear sentence when it cannot run."""
-    parser = argparse.ArgumentParser(prog="python -m local.sam", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m local.sam",
+        description=__doc__,
+        epilog="All other arguments go to `sam local start-api`.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--sam", default=".venv-sam/bin/sam", help="the program sam")
     options, arguments = parser.parse_known_args()
     backends.obey(lambda: run(os.environ, options.sam, arguments))

@@ -29,17 +29,18 @@ def test_passes_on_what_both_sides_say(server: socket.socket) -> None:
 
     def serve() -> None:
         with server.accept()[0] as here, here.makefile("rb") as incoming:
+            here.settimeout(20)
             got.append(incoming.read())
             here.sendall(answered)
 
-    serving = threading.Thread(target=serve)
+    serving = threading.Thread(target=serve, daemon=True)
     serving.start()
     with door.opened(LOOPBACK, onward=server.getsockname()) as port, connect(port) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
         with client.makefile("rb") as incoming:
             assert incoming.read() == answered
-        serving.join()
+        serving.join(20)
     assert got == [sent]
 
 
@@ -62,8 +63,11 @@ def test_a_server_that_is_gone_is_gone_for_the_client(server: socket.socket) -> 
 
 
 def test_is_shut_in_the_end(server: socket.socket) -> None:
-    """Nothing listens any more."""
+    """Nothing listens any more, and nothing waits for somebody to come."""
+    before = set(threading.enumerate())
     with door.opened(LOOPBACK, onward=server.getsockname()) as port:
-        pass
+        (waiting,) = set(threading.enumerate()) - before
+    waiting.join(20)
+    assert not waiting.is_alive()
     with pytest.raises(ConnectionRefusedError):
         connect(port)
