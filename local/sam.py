@@ -127,7 +127,7 @@ def reachable(environment: Mapping[str, str], docker: Docker) -> Iterator[dict[s
 
     Raises CannotRun.
     """
-    names = {name.upper() for name in Settings.model_fields} | {"POWERTOOLS_LOG_LEVEL"}
+    names = {name.upper() for name in Settings.model_fields} | {"POWERTOOLS_LOG_LEVEL", "POWERTOOLS_METRICS_DISABLED"}
     variables = {name: value for name, value in environment.items() if name in names}
     with contextlib.ExitStack() as stack:
         for name in ("DYNAMODB_ENDPOINT", "OPENAI_API_BASE"):

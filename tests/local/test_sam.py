@@ -14,7 +14,7 @@ import yaml
 from local import sam
 from local.backends import CannotRun
 from local.sam import Docker, declaring, reachable
-from tests.test_template import CloudFormationLoader
+from tests.cloudformation import CloudFormationLoader
 
 TEMPLATE = Path(__file__).parents[2] / "template.yaml"
 ON_THIS_MACHINE = Docker(host="unix:///docker.sock", architecture="x86_64", bridge="127.0.0.1")
