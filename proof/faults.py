@@ -10,8 +10,8 @@ from itertools import product
 from proof import hostile
 from proof.model import real_engine
 from proof.section import Section
-from tests import faults
-from tests.faults import FAULTS, ROUTE_FAULTS, ROUTES, Rig, rig_on
+from tests import rig as rigs
+from tests.faults import FAULTS, ROUTE_FAULTS, ROUTES
 
 PARTS = 8
 """So many processes, which wait most of the time."""
@@ -61,32 +61,32 @@ def prove(*, quick: bool) -> Section:
 
 def _part(part: int, endpoint: str, quick: bool) -> list[tuple[int, Row]]:
     """Every so many-th fault, with its place among all."""
-    with hostile.logged(), rig_on(endpoint, hurry=quick) as rig:
+    with hostile.logged(), rigs.rig_on(endpoint, hurry=quick) as rig:
         return [(place, row) for place, row in enumerate(_rows(rig, part, quick)) if row]
 
 
-def _rows(rig: Rig, part: int, quick: bool) -> Iterator[Row | None]:
+def _rows(rig: rigs.Rig, part: int, quick: bool) -> Iterator[Row | None]:
     """The rows of a part; None for what is not of it."""
     turns = [fault for fault in FAULTS if fault.tested or not quick]
     for place, fault in enumerate(turns):
         if place % PARTS != part:
             yield None
             continue
-        seen = faults.suffer(rig, fault)
+        seen = rigs.suffer(rig, fault)
         wanted = fault.outcome
         yield Row(
             name=fault.name,
             outcome=f"{wanted.status} `{wanted.code}`, stored: {wanted.stored}",
             seconds=seen.seconds,
             allowed=seen.allowed,
-            wrong=faults.wrong(fault, seen),
+            wrong=rigs.wrong(fault, seen),
         )
     requests = product(ROUTES, [fault for fault in ROUTE_FAULTS if fault.tested or not quick])
     for place, (route, trouble) in enumerate(requests):
         if place % PARTS != part:
             yield None
             continue
-        wrong, seconds, allowed = faults.suffer_at(rig, route, trouble)
+        wrong, seconds, allowed = rigs.suffer_at(rig, route, trouble)
         yield Row(
             name=f"`{route.name}`: {trouble.name}",
             outcome="503" if trouble.lasts else " or ".join(map(str, route.good)),

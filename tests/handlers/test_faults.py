@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import faults
-from tests.faults import FAULTS, ROUTE_FAULTS, ROUTES, Fault, Rig, Route, RouteFault, rig_on
+from tests.faults import FAULTS, ROUTE_FAULTS, ROUTES
 from tests.faulty_model import calls, fails
+from tests.rig import Fault, Rig, Route, RouteFault, rig_on, suffer, suffer_at, wrong
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def rig(dynoxide: str) -> Iterator[Rig]:
 def test_a_fault_has_its_documented_outcome(rig: Rig, fault: Fault) -> None:
     """In time, with a documented status, nothing half stored, no word of a message in the log, its cause named; a retry
     under the same key gives exactly one whole turn, and the next request works."""
-    assert faults.wrong(fault, faults.suffer(rig, fault)) == []
+    assert wrong(fault, suffer(rig, fault)) == []
 
 
 @pytest.mark.parametrize("fault", [fault for fault in ROUTE_FAULTS if fault.tested], ids=lambda fault: fault.name)
@@ -30,14 +30,14 @@ def test_a_request_to_the_sessions_survives_one_fault_and_says_503_to_many(
     rig: Rig, route: Route, fault: RouteFault
 ) -> None:
     """In time, with a documented status; and sent again when the fault is gone, it is done."""
-    assert faults.suffer_at(rig, route, fault)[0] == []
+    assert suffer_at(rig, route, fault)[0] == []
 
 
 def test_a_request_that_the_table_does_not_answer_ends_in_time(rig: Rig) -> None:
     """Whatever a request waits for, there is a response before its invocation ends."""
     (route,) = [route for route in ROUTES if route.name == "GET /sessions/{id}"]
     (fault,) = [fault for fault in ROUTE_FAULTS if fault.name == "every call is not heard of"]
-    assert faults.suffer_at(rig, route, fault)[0] == []
+    assert suffer_at(rig, route, fault)[0] == []
 
 
 def test_a_long_pause_that_the_model_asks_for_is_handed_on(rig: Rig) -> None:
