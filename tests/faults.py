@@ -203,7 +203,13 @@ MODEL_FAULTS = (
 
 # ---- The table -------------------------------------------------------------------------------------------------------
 
-STEPS = {"load": ("Query", 0), "claim": ("UpdateItem", 0), "renewal": ("UpdateItem", 1), "commit": ("PutItem", 0)}
+STEPS = {
+    "load": ("Query", b""),
+    "claim": ("UpdateItem", b""),
+    "renewal": ("UpdateItem", b'"SET #lease_until = :lease_until"'),
+    "commit": ("PutItem", b""),
+}
+"""The operation of each, and what is in the body of no other call of it."""
 TROUBLES: Mapping[str, Trouble] = {
     "throttled": wire.error(400, "ThrottlingException"),
     "beyond its throughput": wire.error(400, "ProvisionedThroughputExceededException"),
@@ -246,12 +252,12 @@ def _renewing(rig: Rig) -> None:
 
 
 def _at(step: str, name: str, *, lasts: bool) -> Fault:
-    operation, skip = STEPS[step]
+    operation, mark = STEPS[step]
 
     def arm(rig: Rig) -> None:
         if step == "renewal":
             _renewing(rig)
-        rig.wire.trouble(TROUBLES[name], operation, skip=skip, times=None if lasts else 1)
+        rig.wire.trouble(TROUBLES[name], operation, mark=mark, times=None if lasts else 1)
 
     outcome = ANSWERED
     if lasts and step != "renewal":
@@ -272,7 +278,7 @@ def _at(step: str, name: str, *, lasts: bool) -> Fault:
 
 def _refused(step: str) -> Fault:
     """No connection comes about from this step on."""
-    operation, skip = STEPS[step]
+    operation, mark = STEPS[step]
 
     def arm(rig: Rig) -> None:
         if step == "load":
@@ -283,7 +289,7 @@ def _refused(step: str) -> Fault:
             call.reset()
             rig.wire.refuse()
 
-        rig.wire.trouble(from_now_on, operation, skip=skip)
+        rig.wire.trouble(from_now_on, operation, mark=mark)
 
     return Fault(name=f"from the {step} on every connection is refused", arm=arm, outcome=SILENT, lasts=True)
 
@@ -340,7 +346,7 @@ CLOCK_FAULTS = (
 def _left_by_a_killed_one(rig: Rig) -> None:
     """The session was held by a killed instance, and what that may have left cannot be asked for."""
     rig.hold(-5)
-    rig.wire.trouble(wire.stall("before"), "Query", skip=1)
+    rig.wire.trouble(wire.stall("before"), "Query", mark=b"ProjectionExpression")
 
 
 TIDYING_FAULTS = (

@@ -68,19 +68,16 @@ Trouble = Callable[[Call], object]
 
 @dataclass(kw_only=True)
 class Ahead:
-    """A trouble that lies ahead of the calls of an operation, or of all, after so many, so many times."""
+    """A trouble that lies ahead of the calls of an operation with a mark in their bodies, or of all, so many times."""
 
     trouble: Trouble
     operation: str | None = None
-    skip: int = 0
+    mark: bytes = b""
     times: int | None = None
 
-    def meets(self, operation: str) -> bool:
+    def meets(self, call: Call) -> bool:
         """Whether this call gets into it."""
-        if self.operation not in (None, operation) or self.times == 0:
-            return False
-        if self.skip:
-            self.skip -= 1
+        if self.operation not in (None, call.operation) or self.mark not in call.body or self.times == 0:
             return False
         if self.times is not None:
             self.times -= 1
@@ -103,10 +100,10 @@ class Wire:
         return f"http://127.0.0.1:{self._port}"
 
     def trouble(
-        self, trouble: Trouble, operation: str | None = None, *, skip: int = 0, times: int | None = None
+        self, trouble: Trouble, operation: str | None = None, *, mark: bytes = b"", times: int | None = None
     ) -> None:
         """Put trouble ahead, in the place of what was there before."""
-        self._ahead = Ahead(trouble=trouble, operation=operation, skip=skip, times=times)
+        self._ahead = Ahead(trouble=trouble, operation=operation, mark=mark, times=times)
 
     def stop_at(self, operation: str, place: Place, happens: Callable[[], object]) -> None:
         """Stop the next call of the operation there: something happens, and the caller hears nothing any more."""
@@ -143,7 +140,7 @@ class Wire:
         """Bring a call to its end, whichever that is."""
         with self._lock:
             ahead = self._ahead
-            trouble = ahead.trouble if ahead and ahead.meets(call.operation) else None
+            trouble = ahead.trouble if ahead and ahead.meets(call) else None
             self.troubled += trouble is not None
         if trouble:
             trouble(call)
