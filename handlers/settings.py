@@ -6,9 +6,11 @@ import secrets
 import socket
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cache
 from typing import Annotated, Literal, Self
 
 from aws_lambda_powertools.utilities import parameters
+from botocore.config import Config
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 IdentitySource = Literal["jwt", "cognito", "lambda", "iam", "token", "header"]
@@ -132,13 +134,20 @@ class Settings(BaseModel):
         return _secret(self.signing_secret, self.signing_secret_arn, "SIGNING_SECRET").split()
 
 
+@cache
+def secrets_provider() -> parameters.SecretsProvider:
+    """Secrets Manager, as this process asks it: two attempts that end soon, as those at the table do."""
+    soon = Config(connect_timeout=1, read_timeout=2, retries={"total_max_attempts": 2, "mode": "standard"})
+    return parameters.SecretsProvider(boto_config=soon)
+
+
 def _secret(value: str | None, name: str | None, setting: str) -> str:
     if value:
         return value
     if not name:
         raise SettingsError(f"set {setting}, or name a secret in Secrets Manager that holds it")
     try:
-        secret = str(parameters.get_secret(name, max_age=SECRET_SECONDS)).strip()
+        secret = str(secrets_provider().get(name, max_age=SECRET_SECONDS)).strip()
     except parameters.GetParameterError as error:
         raise SettingsError(f"the secret for {setting} could not be read from Secrets Manager") from error
     if not secret:

@@ -20,6 +20,7 @@ from handlers import tracing
 from handlers.front import event_loop, process_settings, table_client
 from handlers.model import ChatModel, model_client
 from handlers.run import run_agent
+from handlers.settings import secrets_provider
 from memory import table
 from memory.chat_store import TurnChatStore, count_tokens, turn_memory
 from memory.turns import Session, Window
@@ -51,7 +52,7 @@ def after_restore() -> None:
         sys.modules["numpy.random"].seed()
     # Nothing here has filled these before the snapshot; modules that agent.py imports could have.
     parameters.clear_caches()  # type: ignore[no-untyped-call] # it has no types
-    for made in (process_settings, model_client, table_client, event_loop):
+    for made in (process_settings, secrets_provider, model_client, table_client, event_loop):
         made.cache_clear()
     tracing.reconnect()
 

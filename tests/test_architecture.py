@@ -71,7 +71,7 @@ def test_the_turn_knows_no_http() -> None:
 def test_the_turn_knows_no_aws() -> None:
     """The steps of a turn are traced by what the chat function hands in; no other function loads what traces."""
     assert not any(name.startswith(("aws", "boto")) for name in imports(ROOT / "handlers/conversation.py"))
-    assert importers("handlers.tracing") == {"handlers.chat"}
+    assert importers("handlers.tracing") == {"handlers.chat", "handlers.snapshot"}
     assert importers("aws_lambda_powertools.Tracer") == {"handlers.tracing"}
 
 

@@ -1,10 +1,20 @@
 """Settings, and the secrets that they name."""
 
+import socket
+from collections.abc import Iterator
+
 import boto3
 import pytest
 from moto import mock_aws
 
-from handlers.settings import Settings, SettingsError
+from handlers.settings import Settings, SettingsError, secrets_provider
+
+
+@pytest.fixture(autouse=True)
+def _as_a_new_process() -> Iterator[None]:
+    """Nothing was asked of Secrets Manager yet."""
+    yield
+    secrets_provider.cache_clear()
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
@@ -70,3 +80,12 @@ def test_a_secret_that_cannot_be_read_is_named() -> None:
     """Secrets Manager's refusal is an error with the name of the setting."""
     with mock_aws(), pytest.raises(SettingsError, match="SIGNING_SECRET"):
         Settings(signing_secret_arn="missing").signing_keys()
+
+
+@pytest.mark.timeout(30)  # boto3's own patience is longer than an invocation
+def test_a_secrets_manager_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks is answered before the invocation ends."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(SettingsError, match="SIGNING_SECRET"):
+            Settings(signing_secret_arn="signing").signing_keys()
