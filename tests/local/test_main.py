@@ -254,5 +254,5 @@ def test_the_demo_model_is_handed_to_the_workers() -> None:
 def test_lines_on_a_console_are_for_people() -> None:
     """The workers' lines carry no metrics here, unless somebody asks for them."""
     for given, disabled in (({}, "true"), ({"POWERTOOLS_METRICS_DISABLED": "false"}, "false")):
-        made = program.worker_environment(given, endpoint="http://127.0.0.1:1", model_endpoint=None, secret="s")
+        made = backends.function_environment(given, endpoint="http://127.0.0.1:1", model_endpoint=None, secret="s")
         assert made["POWERTOOLS_METRICS_DISABLED"] == disabled
