@@ -151,6 +151,6 @@ build-ChatFunction build-SessionsFunction build-SweepFunction: $(DEV)
 	$(VENV)/bin/uv pip install --quiet --no-python-downloads --python $(VENV)/bin/python --target "$(ARTIFACTS_DIR)" \
 		--python-version 3.13 --python-platform $(subst arm64,aarch64,$(ARCH))-manylinux_2_28 --no-build --no-deps --require-hashes \
 		--link-mode copy -r $(LOCK)
-	rm -f "$(ARTIFACTS_DIR)/.lock"
 	cp -R handlers memory "$(ARTIFACTS_DIR)"
 	find "$(ARTIFACTS_DIR)/handlers" "$(ARTIFACTS_DIR)/memory" -name __pycache__ -prune -exec rm -rf {} +
+	$(VENV)/bin/python -m platforms.artifact "$(ARTIFACTS_DIR)" $(if $(PYTHON_LAMBDA),--python "$(PYTHON_LAMBDA)")
