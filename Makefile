@@ -17,7 +17,7 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run sam-local test check bench cost prove lock build clean \
+.PHONY: help run sam-local test check bench coldstart cost prove lock build clean \
 	build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make test     the tests (ARGS='-k name -x' goes to pytest)"
 	@echo "make check    lint, formatting, types, and the template"
 	@echo "make bench    what a turn costs here and in other stores, and what this adds to an agent's run (some minutes)"
+	@echo "make coldstart  from nothing to the first response, as built and as pip installs it (some minutes)"
 	@echo "make cost     what a turn costs in dollars (TURNS=100000 a month, TOKENS=3000 of window; ARGS=--help says what else)"
 	@echo "make prove    the long proofs, for an hour or so (ARGS='crashes --quick' picks some, and a minute or two for each)"
 	@echo "make build    what is deployed, in .aws-sam/build (for Graviton see samconfig.toml); then: sam deploy --guided"
@@ -55,6 +56,9 @@ bench: $(DEV) $(BENCH) $(NODE)
 
 cost: $(DEV)
 	@exec $(VENV)/bin/python -m bench.cost $(if $(TURNS),--turns '$(TURNS)') $(if $(TOKENS),--tokens '$(TOKENS)') $(ARGS)
+
+coldstart: $(DEV) $(NODE)
+	@exec $(VENV)/bin/python -m bench.coldstart $(ARGS)
 
 prove: $(DEV) $(SAM) $(NODE)
 	@exec $(VENV)/bin/python -m proof $(ARGS)

@@ -43,7 +43,7 @@ def test_an_environment_sets_only_what_the_template_has(stage: str) -> None:
     """sam passes over a parameter that is misspelt, so this does not; and the value is one that is allowed."""
     parameters = _template("template.yaml")["Parameters"]
     overrides = dict(one.split("=", 1) for one in _config()[stage]["global"]["parameters"]["parameter_overrides"])
-    assert set(overrides) <= set(parameters) | {"DeploymentType"}
+    assert set(overrides) <= set(parameters)
     for name, value in overrides.items():
         allowed = parameters.get(name, {}).get("AllowedValues")
         assert allowed is None or value in map(str, allowed)
