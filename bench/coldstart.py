@@ -250,14 +250,21 @@ def runtime_api(event: Mapping[str, Any]) -> Iterator[tuple[str, Start]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.block_on_close = True, False
+    server = _Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
         yield f"127.0.0.1:{server.server_address[1]}", started
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_: Any) -> None:
+        """Whoever was killed does not wait for another event."""
 
 
 # ---- What came of it -------------------------------------------------------------------------------------------------

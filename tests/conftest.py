@@ -234,10 +234,14 @@ def own_engine() -> str:
     return OWN_ENGINE
 
 
-REAL_ENGINES = ["dynoxide", "dynamodb_local", *(["own_engine"] if OWN_ENGINE else [])]
+REAL_ENGINES = [
+    "dynoxide",
+    pytest.param("dynamodb_local", marks=pytest.mark.once),
+    *(["own_engine"] if OWN_ENGINE else []),
+]
 
 
-@pytest.fixture(params=["moto", *REAL_ENGINES])
+@pytest.fixture(params=[pytest.param("moto", marks=pytest.mark.once), *REAL_ENGINES])
 def store(request: pytest.FixtureRequest) -> Store:
     """A table on each engine in turn, for properties that all of them can show."""
     if request.param == "moto":

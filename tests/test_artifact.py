@@ -25,7 +25,7 @@ ELF_MACHINE = {"x86_64": 62, "arm64": 183}
 UNCHECKED_HASH = 1
 PYTHON = bytecode.find_python()
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("artifact")]
+pytestmark = [pytest.mark.once, pytest.mark.timeout(400), pytest.mark.xdist_group("artifact")]
 
 
 def build(name: str, folder: Path, *, architecture: str = "x86_64") -> Path:

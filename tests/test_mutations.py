@@ -15,6 +15,7 @@ def test_each_mutation_changes_what_is_there(mutation: Mutation) -> None:
     assert claim(mutation.test)
 
 
+@pytest.mark.once
 @pytest.mark.timeout(300)  # it starts another pytest
 def test_a_mutation_is_caught() -> None:
     """The test that is named fails once the guarantee is broken."""

@@ -40,6 +40,7 @@ def jwt(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
     return service
 
 
+@pytest.mark.once
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=OWNERS, data=st.data())
 def test_no_route_shows_or_changes_what_is_anothers(jwt: Service, names: list[str], data: st.DataObject) -> None:

@@ -150,6 +150,7 @@ class TestListing:
         listed = ada.ids()
         assert (len(listed), set(listed)) == (7, made)
 
+    @pytest.mark.once
     def test_ten_thousand_are_listed_while_others_become_active(
         self, ada: Person, dynamodb_local: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

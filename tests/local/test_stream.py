@@ -23,14 +23,14 @@ from tests.conftest import require
 Start = Callable[..., Engine]
 
 
-@pytest.fixture(params=["dynoxide", "dynamodb_local"])
+@pytest.fixture(params=["dynoxide", pytest.param("dynamodb_local", marks=pytest.mark.once)])
 def endpoint(request: pytest.FixtureRequest) -> str:
     """Each real engine in turn."""
     found: str = request.getfixturevalue(request.param)
     return found
 
 
-@pytest.fixture(params=["dynoxide", "dynamodb_local"])
+@pytest.fixture(params=["dynoxide", pytest.param("dynamodb_local", marks=pytest.mark.once)])
 def start(request: pytest.FixtureRequest) -> Start:
     """Starts a real engine on a file or folder of one's own."""
     require(engine.missing_dynoxide() if request.param == "dynoxide" else engine.missing_dynamodb_local())

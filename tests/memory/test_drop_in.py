@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llama_index.core.base.llms.types import ChatMessage
@@ -103,6 +104,7 @@ def side_by_side(store: Store, scenario: Callable[[AsyncDBChatStore], Awaitable[
     return asyncio.run(both())
 
 
+@pytest.mark.once
 @ALIKE
 @given(steps=STEPS)
 def test_whatever_is_done_to_it_it_shows_what_llama_index_own_store_shows(moto_store: Store, steps: list[Any]) -> None:
@@ -117,6 +119,7 @@ def test_whatever_is_done_to_it_it_shows_what_llama_index_own_store_shows(moto_s
     assert ours == theirs
 
 
+@pytest.mark.once
 @ALIKE
 @given(steps=MEMORY_STEPS)
 def test_memory_on_it_is_memory_on_llama_index_own_store(moto_store: Store, steps: list[Any]) -> None:

@@ -15,6 +15,7 @@ def test_no_promise_is_broken_on_a_real_engine(dynoxide: str, row: str) -> None:
     assert model.tally(row, range(ON_THE_ENGINE), dynoxide).failed == {}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("row", model.ROWS)
 def test_no_promise_is_broken_in_memory(row: str) -> None:
     """The same in other schedules, on a table that is a dictionary."""
@@ -35,6 +36,7 @@ def test_each_lie_changes_what_is_there(lie: lies.Lie) -> None:
     assert lie.old in (ROOT / lie.change.file).read_text()
 
 
+@pytest.mark.once
 def test_a_lie_is_caught() -> None:
     """The schedules find what is broken on purpose."""
     assert lies.caught(lies.LIES[0], 20)
