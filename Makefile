@@ -3,12 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_SAM ?= .venv-sam
+VENV_CHECKOV ?= .venv-checkov
 VENV_BENCH ?= .venv-bench
 NODE_MODULES := local/node_modules
 
 # A stamp is written last, so an install that was interrupted is done again from the start.
 DEV := $(VENV)/.stamp
 SAM := $(VENV_SAM)/.stamp
+CHECKOV := $(VENV_CHECKOV)/.stamp
 BENCH := $(patsubst %,$(VENV_BENCH)/%/.stamp,llamaindex langchain langgraph)
 NODE := $(NODE_MODULES)/.stamp
 
@@ -17,7 +19,7 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run sam-local test check bench coldstart cost prove lock build clean \
+.PHONY: help run sam-local test check checkov bench coldstart cost prove lock build clean \
 	build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
@@ -25,6 +27,7 @@ help:
 	@echo "make sam-local  the same in Docker, by sam local start-api (ARGS='--skip-pull-image' goes to it)"
 	@echo "make test     the tests (ARGS='-k name -x' goes to pytest)"
 	@echo "make check    lint, formatting, types, and the template"
+	@echo "make checkov  what is unsafe in the template, but for the exceptions in .checkov.yaml (some 300 MB to install)"
 	@echo "make bench    what a turn costs here and in other stores, and what this adds to an agent's run (some minutes)"
 	@echo "make coldstart  from nothing to the first response, as built and as pip installs it (some minutes)"
 	@echo "make cost     what a turn costs in dollars (TURNS=100000 a month, TOKENS=3000 of window; ARGS=--help says what else)"
@@ -49,6 +52,9 @@ check: $(DEV) $(SAM)
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(VENV_SAM)/bin/sam validate --lint --region us-east-1
+
+checkov: $(CHECKOV)
+	$(VENV_CHECKOV)/bin/checkov
 
 bench: $(DEV) $(BENCH) $(NODE)
 	@$(VENV)/bin/python -m bench --peers $(VENV_BENCH) $(ARGS)
@@ -111,6 +117,9 @@ $(DEV): requirements-dev.txt
 $(SAM): requirements-sam.txt
 	$(call install,$(VENV_SAM),requirements-sam.txt)
 
+$(CHECKOV): requirements-checkov.txt
+	$(call install,$(VENV_CHECKOV),requirements-checkov.txt)
+
 $(BENCH): $(VENV_BENCH)/%/.stamp: bench/requirements-%.txt
 	@mkdir -p $(VENV_BENCH)
 	$(call install,$(VENV_BENCH)/$*,$<)
@@ -135,6 +144,7 @@ lock: $(DEV)
 	$(COMPILE) --group dev --constraints requirements.txt --output-file requirements-dev.txt
 	$(COMPILE_GROUP) sessions --constraints requirements.txt --output-file requirements-sessions.txt
 	$(COMPILE_GROUP) sam --output-file requirements-sam.txt
+	$(COMPILE_GROUP) checkov --output-file requirements-checkov.txt
 	$(COMPILE_GROUP) bench-llamaindex --output-file bench/requirements-llamaindex.txt
 	$(COMPILE_GROUP) bench-langchain --output-file bench/requirements-langchain.txt
 	$(COMPILE_GROUP) bench-langgraph --output-file bench/requirements-langgraph.txt
