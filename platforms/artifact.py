@@ -83,9 +83,8 @@ PARTS = (
     Part(name="tests", why="tests of packages", files="*/**/tests */**/test"),
     Part(
         name="types",
-        why="what type checkers, compilers and readers of documentation read",
-        files="*-stubs include */**/*.pyi */**/*.pyx */**/*.pxd */**/*.pxi */**/*.c */**/*.cpp */**/*.h */**/*.hpp "
-        "*/**/*.md */**/*.rst",
+        why="what type checkers and compilers read; not .md, which prompts of LlamaIndex are",
+        files="*-stubs include */**/*.pyi */**/*.pyx */**/*.pxd */**/*.pxi */**/*.c */**/*.cpp */**/*.h */**/*.hpp",
     ),
     Part(
         name="installing",

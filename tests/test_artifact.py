@@ -19,6 +19,7 @@ from tests.conftest import TABLE, event_named, items_of, require, store_at
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = Path(__file__).parent / "artifact_program.py"
+NAMES = Path(__file__).parent / "artifact_names.py"
 MOST_BYTES = 190 * 1024**2
 """Of 250 MiB that Lambda unpacks: what an agent's own packages may add is the rest."""
 ELF_MACHINE = {"x86_64": 62, "arm64": 183}
@@ -174,6 +175,15 @@ def test_the_sweeper_works_from_its_artifact_alone(
     with running(artifacts["SessionsFunction"], "handlers.sweep.handler", environment) as sweep:
         assert sweep.invoke(event) == {"batchItemFailures": []}
     assert codec.turn_key(1, 1) not in items_of(store, session)
+
+
+def test_whatever_an_agent_may_be_made_of_is_there(artifact: Path) -> None:
+    """Each name that a front imports late can be had: another kind of agent finds its parts, and all that they read."""
+    before = listing(artifact)
+    command = [str(PYTHON), "-I", "-S", str(NAMES), str(artifact)]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - a program of the tests
+    assert asked.stdout.splitlines() == []
+    assert listing(artifact) == before
 
 
 def test_it_fits(artifact: Path) -> None:
