@@ -50,11 +50,17 @@ def after_restore() -> None:
     random.seed()  # or all would wait for each other in step
     if "numpy.random" in sys.modules:  # a tool's
         sys.modules["numpy.random"].seed()
-    # Nothing here has filled these before the snapshot; modules that agent.py imports could have.
-    parameters.clear_caches()  # type: ignore[no-untyped-call] # it has no types
-    for made in (process_settings, secrets_provider, model_client, table_client, event_loop):
-        made.cache_clear()
+    # Nothing here has made these before the snapshot; modules that agent.py imports could have.
+    forget()
+    event_loop.cache_clear()
     tracing.reconnect()
+
+
+def forget() -> None:
+    """Read settings and secrets anew, and connect anew, at the next use."""
+    parameters.clear_caches()  # type: ignore[no-untyped-call] # it has no types
+    for made in (process_settings, secrets_provider, model_client, table_client):
+        made.cache_clear()
 
 
 async def _dry_run() -> None:

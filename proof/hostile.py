@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from handlers import chat, front, model, openapi, report, sessions
+from handlers import chat, openapi, report, sessions, snapshot
 from handlers.problems import CONTENT_TYPE, Kind
 from local import demo_model
 from local.functions import CHAT, function_for
@@ -89,7 +89,7 @@ def deployed(endpoint: str) -> Iterator[io.StringIO]:
     before, index_seconds = dict(os.environ), sessions.INDEX_SECONDS
     with demo_model.start() as demo, logged() as log:
         os.environ |= SETTINGS | {"DYNAMODB_ENDPOINT": endpoint, "OPENAI_API_BASE": f"{demo.endpoint}/v1"}
-        _forget_settings()
+        snapshot.forget()
         sessions.INDEX_SECONDS = 0.0
         try:
             yield log
@@ -97,7 +97,7 @@ def deployed(endpoint: str) -> Iterator[io.StringIO]:
             sessions.INDEX_SECONDS = index_seconds
             os.environ.clear()
             os.environ |= before
-            _forget_settings()
+            snapshot.forget()
 
 
 @contextmanager
@@ -111,12 +111,6 @@ def logged() -> Iterator[io.StringIO]:
         yield log
     finally:
         report.logger.handlers[:] = others
-
-
-def _forget_settings() -> None:
-    front.process_settings.cache_clear()
-    front.table_client.cache_clear()
-    model.model_client.cache_clear()
 
 
 def send(events: int, *, seed: int, log: io.StringIO) -> Found:

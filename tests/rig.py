@@ -14,14 +14,14 @@ from urllib.parse import quote
 
 import pytest
 
-from handlers import chat, conversation, front, openapi, sessions
+from handlers import chat, conversation, front, openapi, sessions, snapshot
 from memory import codec, table
 from memory.dynamodb import DynamoDBTurnLog
 from memory.turns import Request, Session, TurnStatus, Window, utc_now
 from tests import faulty_model, wire
 from tests.conftest import TABLE, Store, client_at
 from tests.faulty_model import FaultyModel
-from tests.handlers.conftest import Reply, Service, configure, deployed, forget_settings
+from tests.handlers.conftest import Reply, Service, configure, deployed
 from tests.instances import answered_with
 from tests.instances import faults as history_faults
 from tests.wire import Wire
@@ -109,7 +109,7 @@ class Rig:
         self.model.tell()
         self.shift_clock(0)
         front.table_client(self.wire.address).close()
-        forget_settings()
+        snapshot.forget()
 
     def shift_clock(self, minutes: float) -> None:
         """Have this instance's clock go wrong."""

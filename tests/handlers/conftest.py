@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from llama_index.llms.openai import OpenAI
 
-from handlers import chat, front, model, report, sessions
+from handlers import chat, front, model, report, sessions, snapshot
 from handlers.settings import Settings
 from local import demo_model
 from tests.conftest import TABLE, Store, event_named, store_at
@@ -188,7 +188,7 @@ def deployed(engine: str, model_endpoint: str, patch: pytest.MonkeyPatch, **sett
     patch.setattr(chat, "chat_model", chat_model)
     yield Service(store_at(engine), model_endpoint, captured)
     report.logger.handlers.remove(handler)
-    forget_settings()
+    snapshot.forget()
     for used in models:
         front.event_loop().run(used._get_aclient().close())
 
@@ -205,11 +205,4 @@ def configure(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
     """Change settings as a deployment would, by the environment."""
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    forget_settings()
-
-
-def forget_settings() -> None:
-    """As a new process starts: nothing was read from the environment yet."""
-    front.process_settings.cache_clear()
-    model.model_client.cache_clear()
-    front.table_client.cache_clear()
+    snapshot.forget()

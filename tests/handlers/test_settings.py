@@ -7,14 +7,15 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from handlers.settings import Settings, SettingsError, secrets_provider
+from handlers import snapshot
+from handlers.settings import Settings, SettingsError
 
 
 @pytest.fixture(autouse=True)
 def _as_a_new_process() -> Iterator[None]:
     """Nothing was asked of Secrets Manager yet."""
     yield
-    secrets_provider.cache_clear()
+    snapshot.forget()
 
 
 def test_an_empty_environment_gives_the_defaults() -> None:
