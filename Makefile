@@ -19,7 +19,7 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run sam-local test check checkov bench coldstart cost prove lock build clean \
+.PHONY: help install run sam-local test check checkov bench coldstart cost prove lock build clean \
 	build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
@@ -33,10 +33,13 @@ help:
 	@echo "make cost     what a turn costs in dollars (TURNS=100000 a month, TOKENS=3000 of window; ARGS=--help says what else)"
 	@echo "make prove    the long proofs, for an hour or so (ARGS='crashes --quick' picks some, and a minute or two for each)"
 	@echo "make build    what is deployed, in .aws-sam/build (for Graviton see samconfig.toml); then: sam deploy --guided"
+	@echo "make install  what make test and make check need, ahead of them"
 	@echo "make lock     the requirements files from pyproject.toml (UPGRADE=1 takes the newest versions)"
 	@echo "make clean    remove what make installed and built; conversations under .local/ stay"
 	@echo
 	@echo "PYTHON=python3.13 picks the interpreter, VENV=... where the packages go."
+
+install: $(DEV) $(SAM) $(NODE)
 
 run: $(DEV) $(NODE)
 	@exec $(VENV)/bin/python -m local

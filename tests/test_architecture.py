@@ -1,6 +1,7 @@
-"""Who may import whom."""
+"""Who may import whom, and that the tests that share a process do."""
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,10 @@ def test_the_turn_knows_no_aws() -> None:
 def test_one_module_reads_the_environment() -> None:
     """`os.environ` stands in the settings alone."""
     assert importers("os") == {"handlers.settings"}
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process runs all tests")
+@pytest.mark.xdist_group("any")
+def test_a_group_of_tests_runs_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Tests are handed out by the name of their group: else each process would start the same stack for itself."""
+    assert request.node.nodeid.endswith("@any")

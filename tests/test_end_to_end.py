@@ -87,9 +87,10 @@ def in_mid_turn(talker: Talker, message: str, key: str) -> httpx.Response:
         return pending.result()
 
 
+@pytest.mark.once
 def test_racing_requests_are_answered_one_after_the_other(tmp_path: Path, jar: httpx.Client) -> None:
-    """Eight workers, eight requests at once in one session: every answered turn is there once, in one order."""
-    with running(tmp_path, WORKERS="8") as stack:
+    """Four workers, eight requests at once in one session: every answered turn is there once, in one order."""
+    with running(tmp_path, WORKERS="4") as stack:
         ada = Talker(jar, stack)
         ada.say("Hello")
         with ThreadPoolExecutor(8) as threads:
@@ -102,6 +103,7 @@ def test_racing_requests_are_answered_one_after_the_other(tmp_path: Path, jar: h
         assert ada.received() == ["Hello", *(by_turn[n] for n in sorted(by_turn)), "Goodbye"]
 
 
+@pytest.mark.once
 def test_a_key_is_replayed_by_any_worker(tmp_path: Path, jar: httpx.Client) -> None:
     """A copy of a request that another process answered gets the stored answer, also while it is being answered."""
     with running(tmp_path, WORKERS="4") as stack:

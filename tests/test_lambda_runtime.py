@@ -22,6 +22,7 @@ from tests.crashes import (
 from tests.instances import Instance, Service, answered_with, missing_runtime, running_service
 
 pytestmark = [
+    pytest.mark.once,  # on the Python that Lambda runs
     pytest.mark.timeout(300),  # a runtime takes seconds to start, and many times that on a busy machine
     pytest.mark.xdist_group("runtime"),  # two instances for all of them
 ]

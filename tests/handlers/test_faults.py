@@ -10,6 +10,8 @@ from tests.faults import FAULTS, ROUTE_FAULTS, ROUTES
 from tests.faulty_model import calls, fails
 from tests.rig import Fault, Rig, Route, RouteFault, rig_on, suffer, suffer_at, wrong
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def rig(dynoxide: str) -> Iterator[Rig]:

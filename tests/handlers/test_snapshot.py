@@ -30,6 +30,7 @@ LIFE = timedelta(days=30)
 """Of a session token."""
 
 pytestmark = [
+    pytest.mark.once,  # on the Python that Lambda runs
     pytest.mark.skipif(
         sys.platform != "linux", reason="the hooks are called by Lambda's own runtime, which is for Linux"
     ),

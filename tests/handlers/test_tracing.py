@@ -12,6 +12,8 @@ import pytest
 
 from tests.conftest import TABLE, event_named, store_at
 
+pytestmark = pytest.mark.xdist_group("traced")  # one process for all of them
+
 WORD = "xyzzy"
 PARENT = "53995c3f42cd8ad8"
 INVOCATIONS: dict[str, tuple[str, str, bool]] = {

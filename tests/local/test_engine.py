@@ -20,7 +20,7 @@ ENGINES = {
 }
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=["dynoxide", pytest.param("dynamodb_local", marks=pytest.mark.once)])
 def start(request: pytest.FixtureRequest) -> Callable[..., engine.Engine]:
     starter, missing = ENGINES[request.param]
     require(missing())
