@@ -1,9 +1,9 @@
 """How long a function takes from nothing to its first response, as it is built and as pip installs it.
 
 `python -m bench.coldstart`: each start is a process of the Python that Lambda has, with Lambda's own runtime client
-(awslambdaric), which asks this program for its one event and hands it the response. The two are started in turn, so
-that whatever else the machine does meets both alike; the disk's cache is warm, and none finds bytecode that an earlier
-start has left. SnapStart, which starts from a process that has done all of this, cannot be had outside Lambda.
+(awslambdaric), which asks this program for its one event and hands it the response. All are started in turn, so that
+whatever else the machine does meets them alike; the disk's cache is warm, and none finds bytecode that an earlier start
+has left. SnapStart, which starts from a process that has done all of this, cannot be had outside Lambda.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Function:
     handler: str
     lock: str
     path: str
-    body: Mapping[str, str]
+    body: str
 
 
 CHAT = Function(
@@ -55,15 +55,23 @@ CHAT = Function(
     handler="handlers.chat.handler",
     lock="requirements.txt",
     path="/chat",
-    body={"message": "My name is Ada"},
+    body='{"message": "My name is Ada"}',
 )
 SESSIONS = Function(
     name="SessionsFunction",
     handler="handlers.sessions.handler",
     lock="requirements-sessions.txt",
     path="/sessions",
-    body={},
+    body="{}",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What is started: a function, as pip installs it or as it is built."""
+
+    function: Function
+    kind: str
 
 
 @dataclass(kw_only=True)
@@ -82,24 +90,25 @@ class Start:
 def main() -> None:
     """Exit code 1 where a function cannot be built or does not answer."""
     parser = argparse.ArgumentParser(prog="python -m bench.coldstart", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=10, help="starts of each (%(default)s)")
-    pairs = parser.parse_args().pairs
+    parser.add_argument("--rounds", type=int, default=10, help="starts of each (%(default)s)")
+    rounds = parser.parse_args().rounds
     python = bytecode.find_python()
     if python is None:
         raise SystemExit(bytecode.WITHOUT)
     os.environ |= ACCOUNT
     with tempfile.TemporaryDirectory() as name, backends(Path(name)) as environment:
         folder = Path(name)
-        runtime = _runtime(folder / "runtime")
-        medians = {}
-        for function in (CHAT, SESSIONS):
-            kinds = {kind: make(function, folder / function.name / kind) for kind, make in KINDS.items()}
-            starts = _pairs(python, function, kinds, runtime, environment, pairs)
-            medians[function.name] = _report(function, kinds, starts)
-            if function is CHAT:
-                _imports(python, kinds)
-        share = medians[SESSIONS.name] / medians[CHAT.name]
+        runtime = _runtime(python, folder / "runtime")
+        made = {
+            Made(function=function, kind=kind): make(function, folder / function.name / kind)
+            for function in (CHAT, SESSIONS)
+            for kind, make in KINDS.items()
+        }
+        starts = _rounds(python, made, runtime, environment, rounds)
+        initialised = [_report(function, made, starts) for function in (CHAT, SESSIONS)]
+        share = initialised[1] / initialised[0]
         print(f"\nThe sessions function, as built, is initialised in {share:.2f} of the chat function's time.")
+        _imports(python, {kind: made[Made(function=CHAT, kind=kind)] for kind in KINDS})
 
 
 # ---- What is started -------------------------------------------------------------------------------------------------
@@ -126,10 +135,11 @@ def _built(function: Function, folder: Path) -> Path:
 KINDS = {"plain": _plain, "built": _built}
 
 
-def _runtime(folder: Path) -> Path:
-    """Lambda's runtime client, which has a place of its own there too."""
+def _runtime(python: str, folder: Path) -> Path:
+    """Lambda's runtime client, which has a place of its own there too, and bytecode."""
     _say("Lambda's runtime client")
     _install(folder, "--constraint", "requirements-dev.txt", "awslambdaric")
+    bytecode.write(folder, python)
     return folder
 
 
@@ -165,29 +175,24 @@ def backends(folder: Path) -> Iterator[dict[str, str]]:
 # ---- Starts ----------------------------------------------------------------------------------------------------------
 
 
-def _pairs(
-    python: str,
-    function: Function,
-    kinds: Mapping[str, Path],
-    runtime: Path,
-    environment: Mapping[str, str],
-    pairs: int,
-) -> dict[str, list[Start]]:
-    """Start both in turn; a first time that is not counted, so that the disk's cache has them."""
-    starts: dict[str, list[Start]] = {kind: [] for kind in kinds}
-    for number in range(pairs + 1):
-        for kind, folder in kinds.items():
-            started = start(python, function, folder, runtime, environment)
+def _rounds(
+    python: str, made: Mapping[Made, Path], runtime: Path, environment: Mapping[str, str], rounds: int
+) -> dict[Made, list[Start]]:
+    """Start all in turn; a first time that is not counted, so that the disk's cache has them."""
+    starts: dict[Made, list[Start]] = {one: [] for one in made}
+    for number in range(rounds + 1):
+        for one, folder in made.items():
+            started = start(python, one.function, folder, runtime, environment)
             if number:
-                starts[kind].append(started)
-        _say(f"{function.name}: {number} of {pairs} pairs")
+                starts[one].append(started)
+        _say(f"{number} of {rounds} rounds")
     return starts
 
 
 def start(python: str, function: Function, folder: Path, runtime: Path, environment: Mapping[str, str]) -> Start:
     """Start a function, and wait for its first response."""
     event = json.loads((ROOT / "events" / "chat_first_request.json").read_text())
-    event |= {"rawPath": function.path, "routeKey": f"POST {function.path}", "body": json.dumps(function.body)}
+    event |= {"rawPath": function.path, "routeKey": f"POST {function.path}", "body": function.body}
     event["requestContext"]["http"] |= {"path": function.path}
     given = {
         **environment,
@@ -270,19 +275,20 @@ class _Server(ThreadingHTTPServer):
 # ---- What came of it -------------------------------------------------------------------------------------------------
 
 
-def _report(function: Function, kinds: Mapping[str, Path], starts: Mapping[str, Sequence[Start]]) -> float:
+def _report(function: Function, made: Mapping[Made, Path], starts: Mapping[Made, Sequence[Start]]) -> float:
     """Print the medians; that of the artifact's initialisation."""
-    head = f"{function.name}, medians of {len(starts['plain'])} starts"
+    ours = {kind: Made(function=function, kind=kind) for kind in KINDS}
+    head = f"{function.name}, medians of {len(starts[ours['plain']])} starts"
     print(f"\n{head:54}{'MiB':>8}{'initialised':>14}{'answered':>12}")
     rows = {
         kind: (
-            statistics.median(start.initialised for start in starts[kind]),
-            statistics.median(start.answered for start in starts[kind]),
+            statistics.median(start.initialised for start in starts[one]),
+            statistics.median(start.answered for start in starts[one]),
         )
-        for kind in kinds
+        for kind, one in ours.items()
     }
     for kind, (initialised, answered) in rows.items():
-        size = sum(file.stat().st_size for file in kinds[kind].rglob("*") if file.is_file()) / 1024**2
+        size = sum(file.stat().st_size for file in made[ours[kind]].rglob("*") if file.is_file()) / 1024**2
         print(f"  {kind:52}{size:8.0f}{initialised:12.2f} s{answered:10.2f} s")
     ratios = [built / plain for built, plain in zip(rows["built"], rows["plain"], strict=True)]
     print(f"  {'built / plain':60}{ratios[0]:12.2f}  {ratios[1]:10.2f}", flush=True)

@@ -50,8 +50,8 @@ PARTS = (
     Part(
         name="setuptools",
         why="installs packages",
-        packages="setuptools _distutils_hack",
-        files="distutils-precedence.pth",
+        packages="setuptools",
+        files="_distutils_hack distutils-precedence.pth",
     ),
     Part(
         name="boto3",

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FRONTS = (
-    "aws_lambda_powertools/event_handler",  # resolvers for AppSync, Bedrock and VPC Lattice
+    "aws_lambda_powertools",  # resolvers for AppSync, Bedrock and VPC Lattice; parameters from AppConfig
     "llama_index/core",  # indices, retrievers, query engines
-    "openai/types",  # of all of OpenAI's API, some 700 modules
+    "llama_index/llms",  # OpenAI's Responses API
+    "openai",  # clients and types of all of OpenAI's API, some 900 modules
 )
 
 ASKING = """

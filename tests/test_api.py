@@ -218,6 +218,7 @@ def test_forks_under_one_key_are_one(stack: Stack, ada: Caller) -> None:
     assert len(ada.turns(forks[0].json()["id"])) == 1
 
 
+@pytest.mark.once
 def test_the_sweeper_removes_what_a_request_cannot(stack: Stack, ada: Caller) -> None:
     """A large session is out of sight at once, with 202, and out of the table soon after without another request."""
     client = connect(stack.engine)

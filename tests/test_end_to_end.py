@@ -116,6 +116,7 @@ def test_a_key_is_replayed_by_any_worker(tmp_path: Path, jar: httpx.Client) -> N
         assert ada.say("Goodbye")["turn"] == 3
 
 
+@pytest.mark.once
 def test_each_turn_is_one_log_line(tmp_path: Path, jar: httpx.Client) -> None:
     """The terminal shows one JSON line for each turn, and none has what was said."""
     with running(tmp_path) as stack:

@@ -9,6 +9,7 @@ from proof.shelf import Shelf
 ON_THE_ENGINE, IN_MEMORY = 5, 12
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("row", model.ROWS)
 def test_no_promise_is_broken_on_a_real_engine(dynoxide: str, row: str) -> None:
     """Whatever happens between any two calls. `python -m proof.model --row ROW --seed SEED` replays what fails."""

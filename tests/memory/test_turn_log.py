@@ -182,6 +182,7 @@ async def test_a_session_is_busy_while_a_lease_holds(store: Store) -> None:
     assert 1 <= refusal.value.retry_after <= LEASE.total_seconds()
 
 
+@pytest.mark.once
 async def test_waiting_costs_little_however_long_the_window_is(real_store: Store) -> None:
     """Who waits looks at the state alone, and reads the window when it is its turn."""
     for i in range(20):
@@ -428,6 +429,7 @@ async def test_a_request_whose_answer_is_damaged_is_not_answered_twice(store: St
         await say(store.log(), store.session(), "once", key="k")
 
 
+@pytest.mark.once
 async def test_failed_turns_cost_a_load_next_to_nothing(real_store: Store) -> None:
     """However many requests failed in a row, the window behind them is read at a small price."""
     await say(real_store.log(), real_store.session(), "before")
@@ -660,6 +662,7 @@ async def test_a_large_turn_outside_the_window_costs_a_load_nothing(real_store: 
     assert log.usage.read_units <= 2
 
 
+@pytest.mark.once
 async def test_a_turn_costs_the_same_at_turn_120_as_at_turn_30(real_store: Store) -> None:
     """Three calls, and units that depend on the window and the turn, never on the length of the conversation."""
     costs = {}
@@ -672,6 +675,7 @@ async def test_a_turn_costs_the_same_at_turn_120_as_at_turn_30(real_store: Store
     assert costs[120][1] <= 14
 
 
+@pytest.mark.once
 async def test_a_turn_among_short_ones_costs_one_call_more(real_store: Store) -> None:
     """Where far more turns fit than expected, a second page holds all the rest, however long the conversation is."""
     log = real_store.log()
@@ -778,6 +782,7 @@ async def test_a_turn_that_a_failed_question_followed_is_not_the_newest(store: S
         await store.log().load(store.session(), token_limit=1000, request=asking_again(1))
 
 
+@pytest.mark.once
 async def test_to_refuse_another_answer_costs_little_however_far_back_it_is(real_store: Store) -> None:
     """Who wants the first of many turns answered again is told so from the newest ones."""
     for i in range(60):
