@@ -25,6 +25,7 @@ from memory.turns import (
     Window,
 )
 from tests.conftest import (
+    REAL_ENGINES,
     Clock,
     InterruptedClient,
     Killed,
@@ -482,6 +483,11 @@ async def replaced_by_mark(store: Store, session: Session) -> None:
     await log.mark(await log.load(session, token_limit=None), deleted=(1, 1))
 
 
+def at_every_moment(test: Any) -> Any:
+    """Of what is interrupted at each of its many calls in turn: on the real engines, and on one Python."""
+    return pytest.mark.once(pytest.mark.parametrize("store", REAL_ENGINES, indirect=True)(test))
+
+
 replaced = pytest.mark.parametrize("replace_it", [replaced_by_delete, replaced_by_rewrite, replaced_by_mark])
 
 
@@ -687,7 +693,7 @@ async def test_the_same_request_forks_once(store: Store) -> None:
         await store.sessions().fork(store.session(), 3, fork, asked="k")
 
 
-@pytest.mark.once
+@at_every_moment
 async def test_a_fork_that_is_killed_shows_nothing_until_it_is_whole(store: Store) -> None:
     """At whatever call it ends, the fork is not there or is whole; the same request then makes it, once."""
     await a_source(store)
@@ -721,7 +727,7 @@ async def test_a_fork_that_was_killed_over_and_over_leaves_nothing_of_its_attemp
     assert len(turn_keys(store, fork)) == 5
 
 
-@pytest.mark.once
+@at_every_moment
 @pytest.mark.parametrize("end", ["deleted", "emptied"])
 async def test_a_fork_that_was_made_and_came_to_an_end_meanwhile_is_not_revived(store: Store, end: str) -> None:
     """Whenever a copy of the request makes it and somebody ends it, a slower copy shows nothing any more."""
@@ -746,7 +752,7 @@ async def test_a_fork_that_was_made_and_came_to_an_end_meanwhile_is_not_revived(
         assert not await is_there(store, fork)
 
 
-@pytest.mark.once
+@at_every_moment
 @pytest.mark.parametrize("operation", ["put_item", "update_item", "batch_write_item"])
 async def test_a_fork_whose_writes_are_not_confirmed_is_made_all_the_same(store: Store, operation: str) -> None:
     """The response to any of its writes may get lost."""
@@ -786,7 +792,7 @@ async def test_a_fork_that_may_have_been_shown_loses_nothing(store: Store) -> No
     assert not new
 
 
-@pytest.mark.once
+@at_every_moment
 async def test_two_copies_of_one_request_make_one_fork(store: Store) -> None:
     """Whenever the other one comes between, both find the same whole fork, and nothing else is left."""
     await a_source(store)
@@ -817,7 +823,7 @@ async def test_racing_copies_of_one_request_make_one_fork(real_store: Store) -> 
     assert await is_whole(real_store, 5, fork)
 
 
-@pytest.mark.once
+@at_every_moment
 async def test_two_requests_for_one_fork_never_mix(store: Store) -> None:
     """Whenever the other one comes between, one of them has its fork, and the other is refused, also when repeated."""
     await a_source(store)
@@ -844,7 +850,7 @@ async def test_two_requests_for_one_fork_never_mix(store: Store) -> None:
         assert set(won) == {won[0]}
 
 
-@pytest.mark.once
+@at_every_moment
 @replaced
 async def test_a_fork_of_what_is_replaced_meanwhile_is_whole_or_nothing(store: Store, replace_it: Any) -> None:
     """Whenever its source is rewritten or begins anew, the fork has all of the turns, or is refused and not there."""
@@ -869,7 +875,7 @@ async def test_a_fork_of_what_is_replaced_meanwhile_is_whole_or_nothing(store: S
     assert outcomes == {"forked", "refused"}
 
 
-@pytest.mark.once
+@at_every_moment
 async def test_a_fork_of_what_is_deleted_meanwhile_is_whole_or_nothing(store: Store) -> None:
     """Whenever its source is deleted, the fork has all of the turns, or there is no such session and no fork."""
     outcomes = set()
@@ -892,7 +898,7 @@ async def test_a_fork_of_what_is_deleted_meanwhile_is_whole_or_nothing(store: St
     assert outcomes == {"forked", "refused"}
 
 
-@pytest.mark.once
+@at_every_moment
 async def test_a_fork_and_a_turn_in_its_place_never_mix(store: Store) -> None:
     """Whoever takes a turn before the fork is shown has a session of his own; after that, one that holds the fork."""
     await a_source(store)
@@ -914,7 +920,7 @@ async def test_a_fork_and_a_turn_in_its_place_never_mix(store: Store) -> None:
     assert outcomes == {"forked", "refused"}
 
 
-@pytest.mark.once
+@at_every_moment
 async def test_a_fork_that_lay_half_made_for_days_is_made_by_the_same_request(store: Store) -> None:
     """What a killed attempt left is nobody's session, and DynamoDB may remove it at any moment once it has expired."""
     await a_source(store)
@@ -1015,7 +1021,7 @@ async def test_a_sweep_removes_what_is_left_where_the_tombstone_is_gone(store: S
     assert (await say(store.log(), store.session(), "new")).generation > 1
 
 
-@pytest.mark.once
+@at_every_moment
 @pytest.mark.parametrize("tombstone", ["there", "gone"])
 async def test_a_sweep_and_a_session_that_begins_anew_do_not_meet(store: Store, tombstone: str) -> None:
     """Whenever the first turn of the next session comes between, it stays, and what was left before it goes."""
@@ -1047,7 +1053,7 @@ async def test_a_claim_that_a_sweep_came_before_is_made_again(store: Store) -> N
     assert said(await window_of(store, limit=None)) == ["new"]
 
 
-@pytest.mark.once
+@at_every_moment
 async def test_a_sweep_spares_what_is_being_made(store: Store) -> None:
     """A fork and a rewrite whose turns nobody reads yet are whole, whenever their partition is swept."""
     await a_source(store)
