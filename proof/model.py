@@ -77,7 +77,7 @@ def prove(*, quick: bool) -> Section:
     """Run the schedules of all rows on both tables, and then on logs that lie."""
     in_memory, real = (QUICK_IN_MEMORY, QUICK_REAL) if quick else (IN_MEMORY, REAL)
     with real_engine() as endpoint:
-        found = {row: (_many(row, in_memory, None), _many(row, real, endpoint)) for row in ROWS}
+        found = {row: _row(row, in_memory, real, endpoint) for row in ROWS}
     tried = {lie.name: lies.caught(lie, TRIED_ON_LIES) for lie in lies.LIES[: QUICK_LIES if quick else None]}
     tallies = [tally for both in found.values() for tally in both]
     missed = [name for name, schedules in tried.items() if schedules is None]
@@ -98,6 +98,13 @@ def prove(*, quick: bool) -> Section:
             f"Logs that lie are caught, each after so many schedules: {'; '.join(caught)}.",
         ),
     )
+
+
+def _row(row: str, in_memory: int, real: int, endpoint: str) -> tuple[Tally, Tally]:
+    """A row's schedules on both tables, in memory first."""
+    both = _many(row, in_memory, None), _many(row, real, endpoint)
+    print(f"{row}: {in_memory} schedules in memory and {real} on dynoxide, violations: {_failures(*both)}", flush=True)
+    return both
 
 
 def _many(row: str, schedules: int, endpoint: str | None) -> "Tally":
