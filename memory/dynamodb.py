@@ -80,7 +80,7 @@ class DynamoDBTurnLog:
         self._unconfirmed: set[str] = set()
         # The lease that was waited for last, and since when: nobody who renews it shows the same one for longer than it
         # lasts, so that then it has run out, whatever clock it was written by.
-        self._watched: tuple[tuple[str, datetime], datetime] | None = None
+        self._watched: tuple[tuple[str, datetime], float] | None = None
 
     @property
     def usage(self) -> Usage:
@@ -322,8 +322,8 @@ class DynamoDBTurnLog:
         try:
             async with asyncio.timeout(TIDY_SECONDS):
                 return await self._generation(claim.session) != claim.generation
-        except (TableUnavailable, TimeoutError):
-            return False  # the turn is stored; that this cannot be asked is no reason to say otherwise
+        except TimeoutError as error:  # to call it stored would be a guess; who sends it again finds it if it is there
+            raise TableUnavailable("whether the stored turn will be seen could not be read in time") from error
 
     async def _generation(self, session: Session) -> int | None:
         """The generation that is read now; None where the session has no state."""
@@ -359,10 +359,12 @@ class DynamoDBTurnLog:
         state = reading.state
         if state is None or state.number <= reading.newest or state.holder in self._unconfirmed:
             return 0
-        now, lease = self._clock(), (state.holder, state.lease_until)
+        now, lease = asyncio.get_running_loop().time(), (state.holder, state.lease_until)
         if self._watched is None or self._watched[0] != lease:
             self._watched = lease, now
-        return max(0.0, (min(state.lease_until, self._watched[1] + LEASE) - now).total_seconds())
+        watched = now - self._watched[1]  # by a clock that nobody sets
+        left = (state.lease_until - self._clock()).total_seconds()
+        return max(0.0, min(left, LEASE.total_seconds() - watched))
 
     async def _flip(self, window: Window, claim: Claim, turns: Sequence[Turn], generation: int) -> None:
         """Show the turns of a new generation in place of the old ones, where nobody came between."""

@@ -45,7 +45,7 @@ LIES = (
     Lie(
         name="a lease is not waited for",
         module="dynamodb",
-        old="return max(0.0, (min(state.lease_until, self._watched[1] + LEASE) - now).total_seconds())",
+        old="return max(0.0, min(left, LEASE.total_seconds() - watched))",
         new="return 0",
         row="no faults",
     ),

@@ -149,7 +149,7 @@ MUTATIONS = (
         name="a lease is not waited for",
         change=_in_memory(
             "dynamodb",
-            "return max(0.0, (min(state.lease_until, self._watched[1] + LEASE) - now).total_seconds())",
+            "return max(0.0, min(left, LEASE.total_seconds() - watched))",
             "return 0",
         ),
         test=f"{TURN_LOG}::test_a_session_is_busy_while_a_lease_holds",
@@ -165,7 +165,7 @@ MUTATIONS = (
         name="the lease of a dead holder never ends",
         change=_in_memory(
             "dynamodb",
-            "return max(0.0, (min(state.lease_until, self._watched[1] + LEASE) - now).total_seconds())",
+            "return max(0.0, min(left, LEASE.total_seconds() - watched))",
             "return 3600",
         ),
         test=f"{TURN_LOG}::test_a_dead_holder_blocks_for_one_lease_at_most",

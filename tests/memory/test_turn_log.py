@@ -204,18 +204,36 @@ async def test_a_dead_holder_blocks_for_one_lease_at_most(store: Store) -> None:
     assert turn.number == dead.number == 1
 
 
-async def test_a_lease_runs_out_for_who_watched_it(store: Store) -> None:
+def pass_time(monkeypatch: pytest.MonkeyPatch, passed: timedelta) -> None:
+    """Have time go by for who is waiting, by the clock of the event loop, which nobody sets."""
+    loop = asyncio.get_running_loop()
+    began = loop.time
+    monkeypatch.setattr(loop, "time", lambda: began() + passed.total_seconds())
+
+
+async def test_a_lease_runs_out_for_who_watched_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """However far ahead the clock of a dead holder was: nobody waits for it longer than a lease."""
     ahead, clock = Clock(), Clock()
     ahead.now += timedelta(minutes=5)
     await claimed(store, store.session(), asking("lost"), clock=ahead)
     log = store.log(clock=clock)
     assert (await log.load(store.session(), token_limit=0)).busy_seconds == LEASE.total_seconds()
-    clock.pass_lease()
+    pass_time(monkeypatch, LEASE)
     assert (await log.load(store.session(), token_limit=0)).busy_seconds == 0
 
 
-async def test_a_lease_that_is_renewed_is_watched_anew(store: Store) -> None:
+async def test_a_clock_that_is_set_ends_no_lease(store: Store) -> None:
+    """Who waits counts the time by a clock that nobody sets: theirs may have been behind when they began."""
+    behind = Clock()
+    await claimed(store, store.session(), asking("slow"), clock=Clock())
+    behind.now -= timedelta(seconds=2)
+    log = store.log(clock=behind)
+    await log.load(store.session(), token_limit=0)
+    behind.now += LEASE + timedelta(seconds=0.5)
+    assert (await log.load(store.session(), token_limit=0)).busy_seconds == 1.5
+
+
+async def test_a_lease_that_is_renewed_is_watched_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A holder that lives keeps its session, however far ahead its clock is."""
     ahead, clock = Clock(), Clock()
     ahead.now += timedelta(minutes=5)
@@ -224,7 +242,7 @@ async def test_a_lease_that_is_renewed_is_watched_anew(store: Store) -> None:
     await log.load(store.session(), token_limit=0)
     ahead.pass_lease()
     await store.log(clock=ahead).renew(claim)
-    clock.pass_lease()
+    pass_time(monkeypatch, LEASE)
     assert (await log.load(store.session(), token_limit=0)).busy_seconds == LEASE.total_seconds()
 
 
@@ -385,6 +403,18 @@ async def test_a_turn_that_a_rewrite_or_a_delete_overtook_is_not_called_stored(s
         await log.rewrite(window, window.turns)
     with pytest.raises(LeaseLost):
         await store.log(clock=clock).commit(old, completed(old, "old"))
+
+
+async def test_a_turn_that_may_be_hidden_is_not_called_stored(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be asked in time whether a rewrite freed its number, sending it again tells."""
+    clock = Clock()
+    slow = await claimed(store, store.session(), asking("slow", "k"), clock=clock)
+    clock.pass_lease()
+    with monkeypatch.context() as patch:
+        patch.setattr(dynamodb, "TIDY_SECONDS", 0.0)
+        with pytest.raises(TableUnavailable):
+            await store.log(clock=clock).commit(slow, completed(slow, "slow"))
+    assert (await store.log(clock=clock).load(store.session(), token_limit=0, request=slow.request)).answered
 
 
 async def test_a_stored_turn_does_not_wait_for_what_a_dead_holder_left(
