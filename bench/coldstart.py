@@ -66,14 +66,6 @@ SESSIONS = Function(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What is started: a function, as pip installs it or as it is built."""
-
-    function: Function
-    kind: str
-
-
 @dataclass(kw_only=True)
 class Start:
     """What is seen of one start, in seconds after it."""
@@ -100,15 +92,14 @@ def main() -> None:
         folder = Path(name)
         runtime = _runtime(python, folder / "runtime")
         made = {
-            Made(function=function, kind=kind): make(function, folder / function.name / kind)
+            function: {kind: make(function, folder / function.name / kind) for kind, make in KINDS.items()}
             for function in (CHAT, SESSIONS)
-            for kind, make in KINDS.items()
         }
         starts = _rounds(python, made, runtime, environment, rounds)
-        initialised = [_report(function, made, starts) for function in (CHAT, SESSIONS)]
-        share = initialised[1] / initialised[0]
+        initialised = {function: _report(function, made[function], starts[function]) for function in made}
+        share = initialised[SESSIONS] / initialised[CHAT]
         print(f"\nThe sessions function, as built, is initialised in {share:.2f} of the chat function's time.")
-        _imports(python, {kind: made[Made(function=CHAT, kind=kind)] for kind in KINDS})
+        _imports(python, made[CHAT])
 
 
 # ---- What is started -------------------------------------------------------------------------------------------------
@@ -176,15 +167,18 @@ def backends(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _rounds(
-    python: str, made: Mapping[Made, Path], runtime: Path, environment: Mapping[str, str], rounds: int
-) -> dict[Made, list[Start]]:
+    python: str, made: Mapping[Function, Mapping[str, Path]], runtime: Path, environment: Mapping[str, str], rounds: int
+) -> dict[Function, dict[str, list[Start]]]:
     """Start all in turn; a first time that is not counted, so that the disk's cache has them."""
-    starts: dict[Made, list[Start]] = {one: [] for one in made}
+    starts: dict[Function, dict[str, list[Start]]] = {
+        function: {kind: [] for kind in made[function]} for function in made
+    }
     for number in range(rounds + 1):
-        for one, folder in made.items():
-            started = start(python, one.function, folder, runtime, environment)
-            if number:
-                starts[one].append(started)
+        for function, kinds in made.items():
+            for kind, folder in kinds.items():
+                started = start(python, function, folder, runtime, environment)
+                if number:
+                    starts[function][kind].append(started)
         _say(f"{number} of {rounds} rounds")
     return starts
 
@@ -275,20 +269,19 @@ class _Server(ThreadingHTTPServer):
 # ---- What came of it -------------------------------------------------------------------------------------------------
 
 
-def _report(function: Function, made: Mapping[Made, Path], starts: Mapping[Made, Sequence[Start]]) -> float:
+def _report(function: Function, kinds: Mapping[str, Path], starts: Mapping[str, Sequence[Start]]) -> float:
     """Print the medians; that of the artifact's initialisation."""
-    ours = {kind: Made(function=function, kind=kind) for kind in KINDS}
-    head = f"{function.name}, medians of {len(starts[ours['plain']])} starts"
+    head = f"{function.name}, medians of {len(starts['plain'])} starts"
     print(f"\n{head:54}{'MiB':>8}{'initialised':>14}{'answered':>12}")
     rows = {
         kind: (
-            statistics.median(start.initialised for start in starts[one]),
-            statistics.median(start.answered for start in starts[one]),
+            statistics.median(start.initialised for start in starts[kind]),
+            statistics.median(start.answered for start in starts[kind]),
         )
-        for kind, one in ours.items()
+        for kind in kinds
     }
     for kind, (initialised, answered) in rows.items():
-        size = sum(file.stat().st_size for file in made[ours[kind]].rglob("*") if file.is_file()) / 1024**2
+        size = sum(file.stat().st_size for file in kinds[kind].rglob("*") if file.is_file()) / 1024**2
         print(f"  {kind:52}{size:8.0f}{initialised:12.2f} s{answered:10.2f} s")
     ratios = [built / plain for built, plain in zip(rows["built"], rows["plain"], strict=True)]
     print(f"  {'built / plain':60}{ratios[0]:12.2f}  {ratios[1]:10.2f}", flush=True)

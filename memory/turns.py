@@ -334,7 +334,8 @@ class TurnLog(Protocol):
 
         Raises LeaseLost where another request's turn has the number, or where the session was deleted or rewritten
         meanwhile: nothing of this one is seen then. (A turn of less than half a lease does not look whether it was: one
-        that was in flight during a delete may be called stored, and is as gone as what was stored before.)
+        that was in flight during a delete may be called stored, and is as gone as what was stored before.) Raises
+        TableUnavailable where the table does not say: the turn may be stored, and loading its request tells.
         """
         ...
 

@@ -89,8 +89,8 @@ def in_mid_turn(talker: Talker, message: str, key: str) -> httpx.Response:
 
 @pytest.mark.once
 def test_racing_requests_are_answered_one_after_the_other(tmp_path: Path, jar: httpx.Client) -> None:
-    """Four workers, eight requests at once in one session: every answered turn is there once, in one order."""
-    with running(tmp_path, WORKERS="4") as stack:
+    """Eight workers, eight requests at once in one session: every answered turn is there once, in one order."""
+    with running(tmp_path, WORKERS="8") as stack:
         ada = Talker(jar, stack)
         ada.say("Hello")
         with ThreadPoolExecutor(8) as threads:

@@ -41,7 +41,7 @@ def jwt(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
 
 
 @pytest.mark.once
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=OWNERS, data=st.data())
 def test_no_route_shows_or_changes_what_is_anothers(jwt: Service, names: list[str], data: st.DataObject) -> None:
     """Whatever each of several owners does by any route, in sessions of the same ids: no response has anything of
