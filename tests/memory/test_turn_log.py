@@ -224,12 +224,12 @@ async def test_a_lease_runs_out_for_who_watched_it(store: Store, monkeypatch: py
 
 async def test_a_clock_that_is_set_ends_no_lease(store: Store) -> None:
     """Who waits counts the time by a clock that nobody sets: theirs may have been behind when they began."""
-    behind = Clock()
-    await claimed(store, store.session(), asking("slow"), clock=Clock())
-    behind.now -= timedelta(seconds=2)
-    log = store.log(clock=behind)
+    clock = Clock()
+    await claimed(store, store.session(), asking("slow"), clock=clock)
+    clock.now -= timedelta(seconds=2)
+    log = store.log(clock=clock)
     await log.load(store.session(), token_limit=0)
-    behind.now += LEASE + timedelta(seconds=0.5)
+    clock.now += LEASE + timedelta(seconds=0.5)
     assert (await log.load(store.session(), token_limit=0)).busy_seconds == 1.5
 
 
