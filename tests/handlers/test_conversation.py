@@ -1,6 +1,7 @@
 """One turn, from the load to the commit: what happens when agents, tools and leases do not behave."""
 
 import asyncio
+import inspect
 import threading
 import time
 import uuid
@@ -177,7 +178,9 @@ async def test_a_front_that_stops_listening_leaves_no_run_behind(store: Store, l
     await anext(events)
     await events.aclose()
     await asyncio.sleep(0)
-    assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()
+    running = {task for task in asyncio.all_tasks() - before if not task.done()}
+    # A stream of the model's that was let go of is closed by asyncio in a task of its own.
+    assert {task for task in running if inspect.iscoroutine(task.get_coro())} == set()
     assert await history(store) == []
 
 
