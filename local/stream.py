@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from local.pool import Outcome, WorkerPool
 from memory.table import TABLE_SCHEMA, connect
@@ -96,7 +96,7 @@ class StreamPoller:
 
     def _tell(self, error: Exception | None) -> None:
         """Log a trouble when it is a new one, and the end of it."""
-        before, self._trouble = self._trouble, type(error) if error else None
+        before, self._trouble = self._trouble, _kind(error) if error else None
         if self._trouble is before:
             return
         if error is None:
@@ -129,6 +129,11 @@ class StreamPoller:
             pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** (attempts - 1), _LONGEST_PAUSE_SECONDS)
             _log.warning("The sweeper failed, and is tried again in %g s. %s", pause, failure)
             await asyncio.sleep(pause)
+
+
+def _kind(error: Exception) -> type[Exception]:
+    """What is told once: an engine that refuses connections and then, while it starts, is slow is one trouble."""
+    return BotoCoreError if isinstance(error, BotoCoreError) else type(error)
 
 
 class StreamReader:

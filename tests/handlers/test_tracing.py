@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import TABLE, event_named, store_at
 
-pytestmark = pytest.mark.xdist_group("traced")  # one process for all of them
+pytestmark = [pytest.mark.xdist_group("traced"), pytest.mark.once]  # one process for all of them
 
 WORD = "xyzzy"
 PARENT = "53995c3f42cd8ad8"

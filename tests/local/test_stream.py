@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from processes import STUB_SWEEP, stub_env
 
 from local import engine, guard, stream
@@ -233,6 +233,25 @@ async def test_a_table_without_a_stream_is_told_once(
     assert "only removed when their DELETE is repeated" in first
     assert f"update-table --endpoint-url {endpoint} --table-name {sessions.name}" in first
     assert ["is read again" in message for message in others] == [True]
+
+
+@pytest.mark.usefixtures("_no_pauses")
+async def test_an_engine_that_cannot_be_reached_in_several_ways_is_one_trouble(
+    dynoxide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It refuses connections, then it is slow while it starts: that is told once."""
+    errors = [EndpointConnectionError(endpoint_url="-"), ReadTimeoutError(endpoint_url="-")]
+    read = StreamReader.read
+
+    def failing_at_first(self: StreamReader) -> list[stream.Page]:
+        if errors:
+            raise errors.pop(0)
+        return read(self)
+
+    monkeypatch.setattr(StreamReader, "read", failing_at_first)
+    async with polling(Sessions(dynoxide), tmp_path / "swept"):
+        await until(lambda: "is read again" in caplog.text, "the end of the trouble is told")
+    assert caplog.text.count("cannot be read") == 1
 
 
 async def test_a_stream_that_was_turned_off_and_on_is_followed(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -483,9 +483,19 @@ async def replaced_by_mark(store: Store, session: Session) -> None:
     await log.mark(await log.load(session, token_limit=None), deleted=(1, 1))
 
 
+Moments = Callable[..., Iterator[int]]
+
+
 def at_every_moment(test: Any) -> Any:
     """Of what is interrupted at each of its many calls in turn: on the real engines, and on one Python."""
     return pytest.mark.once(pytest.mark.parametrize("store", REAL_ENGINES, indirect=True)(test))
+
+
+@pytest.fixture
+def moments(request: pytest.FixtureRequest) -> Moments:
+    """Which call is interrupted: one after the other; on DynamoDB Local every third, since it takes so long."""
+    step = 3 if request.node.callspec.params["store"] == "dynamodb_local" else 1
+    return lambda first=1: itertools.count(first, step)
 
 
 replaced = pytest.mark.parametrize("replace_it", [replaced_by_delete, replaced_by_rewrite, replaced_by_mark])
@@ -694,10 +704,10 @@ async def test_the_same_request_forks_once(store: Store) -> None:
 
 
 @at_every_moment
-async def test_a_fork_that_is_killed_shows_nothing_until_it_is_whole(store: Store) -> None:
+async def test_a_fork_that_is_killed_shows_nothing_until_it_is_whole(store: Store, moments: Moments) -> None:
     """At whatever call it ends, the fork is not there or is whole; the same request then makes it, once."""
     await a_source(store)
-    for k in itertools.count(1):
+    for k in moments():
         fork = store.session(f"fork-{k}")
         client = InterruptedClient(store.client, k, killed)
         try:
@@ -729,11 +739,13 @@ async def test_a_fork_that_was_killed_over_and_over_leaves_nothing_of_its_attemp
 
 @at_every_moment
 @pytest.mark.parametrize("end", ["deleted", "emptied"])
-async def test_a_fork_that_was_made_and_came_to_an_end_meanwhile_is_not_revived(store: Store, end: str) -> None:
+async def test_a_fork_that_was_made_and_came_to_an_end_meanwhile_is_not_revived(
+    store: Store, moments: Moments, end: str
+) -> None:
     """Whenever a copy of the request makes it and somebody ends it, a slower copy shows nothing any more."""
     await a_source(store)
     until_it_holds_the_place = 5
-    for k in itertools.count(until_it_holds_the_place + 1):
+    for k in moments(until_it_holds_the_place + 1):
         fork = store.session(f"fork-{k}")
 
         async def made_and_ended() -> None:
@@ -754,10 +766,12 @@ async def test_a_fork_that_was_made_and_came_to_an_end_meanwhile_is_not_revived(
 
 @at_every_moment
 @pytest.mark.parametrize("operation", ["put_item", "update_item", "batch_write_item"])
-async def test_a_fork_whose_writes_are_not_confirmed_is_made_all_the_same(store: Store, operation: str) -> None:
+async def test_a_fork_whose_writes_are_not_confirmed_is_made_all_the_same(
+    store: Store, moments: Moments, operation: str
+) -> None:
     """The response to any of its writes may get lost."""
     await a_source(store)
-    for skip in itertools.count():
+    for skip in moments(0):
         fork = store.session(f"fork-{skip}")
         client = LosingClient(store.client, operation, skip=skip)
         _, new = await store.sessions(client=client).fork(store.session(), 5, fork, asked="k")
@@ -793,10 +807,10 @@ async def test_a_fork_that_may_have_been_shown_loses_nothing(store: Store) -> No
 
 
 @at_every_moment
-async def test_two_copies_of_one_request_make_one_fork(store: Store) -> None:
+async def test_two_copies_of_one_request_make_one_fork(store: Store, moments: Moments) -> None:
     """Whenever the other one comes between, both find the same whole fork, and nothing else is left."""
     await a_source(store)
-    for k in itertools.count(1):
+    for k in moments():
         fork = store.session(f"fork-{k}")
         made: list[tuple[State, bool]] = []
 
@@ -824,10 +838,10 @@ async def test_racing_copies_of_one_request_make_one_fork(real_store: Store) -> 
 
 
 @at_every_moment
-async def test_two_requests_for_one_fork_never_mix(store: Store) -> None:
+async def test_two_requests_for_one_fork_never_mix(store: Store, moments: Moments) -> None:
     """Whenever the other one comes between, one of them has its fork, and the other is refused, also when repeated."""
     await a_source(store)
-    for k in itertools.count(1):
+    for k in moments():
         fork = store.session(f"fork-{k}")
         won: list[int] = []
 
@@ -852,11 +866,13 @@ async def test_two_requests_for_one_fork_never_mix(store: Store) -> None:
 
 @at_every_moment
 @replaced
-async def test_a_fork_of_what_is_replaced_meanwhile_is_whole_or_nothing(store: Store, replace_it: Any) -> None:
+async def test_a_fork_of_what_is_replaced_meanwhile_is_whole_or_nothing(
+    store: Store, moments: Moments, replace_it: Any
+) -> None:
     """Whenever its source is rewritten or begins anew, the fork has all of the turns, or is refused and not there."""
     outcomes = set()
     look = 1
-    for k in itertools.count(look + 1):
+    for k in moments(look + 1):
         source, fork = store.session(f"source-{k}"), store.session(f"fork-{k}")
         for text in "ab":
             await say(store.log(), source, text)
@@ -876,10 +892,10 @@ async def test_a_fork_of_what_is_replaced_meanwhile_is_whole_or_nothing(store: S
 
 
 @at_every_moment
-async def test_a_fork_of_what_is_deleted_meanwhile_is_whole_or_nothing(store: Store) -> None:
+async def test_a_fork_of_what_is_deleted_meanwhile_is_whole_or_nothing(store: Store, moments: Moments) -> None:
     """Whenever its source is deleted, the fork has all of the turns, or there is no such session and no fork."""
     outcomes = set()
-    for k in itertools.count(1):
+    for k in moments():
         source, fork = store.session(f"source-{k}"), store.session(f"fork-{k}")
         for text in "ab":
             await say(store.log(), source, text)
@@ -899,11 +915,11 @@ async def test_a_fork_of_what_is_deleted_meanwhile_is_whole_or_nothing(store: St
 
 
 @at_every_moment
-async def test_a_fork_and_a_turn_in_its_place_never_mix(store: Store) -> None:
+async def test_a_fork_and_a_turn_in_its_place_never_mix(store: Store, moments: Moments) -> None:
     """Whoever takes a turn before the fork is shown has a session of his own; after that, one that holds the fork."""
     await a_source(store)
     outcomes = set()
-    for k in itertools.count(1):
+    for k in moments():
         fork = store.session(f"fork-{k}")
         client = InterruptedClient(store.client, k, meanwhile(lambda: say(store.log(), fork, "first")))  # noqa: B023
         try:
@@ -921,11 +937,11 @@ async def test_a_fork_and_a_turn_in_its_place_never_mix(store: Store) -> None:
 
 
 @at_every_moment
-async def test_a_fork_that_lay_half_made_for_days_is_made_by_the_same_request(store: Store) -> None:
+async def test_a_fork_that_lay_half_made_for_days_is_made_by_the_same_request(store: Store, moments: Moments) -> None:
     """What a killed attempt left is nobody's session, and DynamoDB may remove it at any moment once it has expired."""
     await a_source(store)
     refused = []
-    for k in itertools.count(1):
+    for k in moments():
         clock, fork = Clock(), store.session(f"fork-{k}")
         client = InterruptedClient(store.client, 9, killed)
         with pytest.raises(Killed):
@@ -1023,9 +1039,11 @@ async def test_a_sweep_removes_what_is_left_where_the_tombstone_is_gone(store: S
 
 @at_every_moment
 @pytest.mark.parametrize("tombstone", ["there", "gone"])
-async def test_a_sweep_and_a_session_that_begins_anew_do_not_meet(store: Store, tombstone: str) -> None:
+async def test_a_sweep_and_a_session_that_begins_anew_do_not_meet(
+    store: Store, moments: Moments, tombstone: str
+) -> None:
     """Whenever the first turn of the next session comes between, it stays, and what was left before it goes."""
-    for k in itertools.count(1):
+    for k in moments():
         if await is_there(store, store.session()):
             await store.log().delete(store.session())
         await with_leftovers(store)
@@ -1054,10 +1072,10 @@ async def test_a_claim_that_a_sweep_came_before_is_made_again(store: Store) -> N
 
 
 @at_every_moment
-async def test_a_sweep_spares_what_is_being_made(store: Store) -> None:
+async def test_a_sweep_spares_what_is_being_made(store: Store, moments: Moments) -> None:
     """A fork and a rewrite whose turns nobody reads yet are whole, whenever their partition is swept."""
     await a_source(store)
-    for k in itertools.count(1):
+    for k in moments():
         fork = store.session(f"fork-{k}")
         client = InterruptedClient(store.client, k, meanwhile(lambda: swept(store, fork)))  # noqa: B023
         await store.sessions(client=client).fork(store.session(), 5, fork)
@@ -1065,7 +1083,7 @@ async def test_a_sweep_spares_what_is_being_made(store: Store) -> None:
         if not client.reached:
             break
     before = said(await window_of(store, limit=None))
-    for k in itertools.count(1):
+    for k in moments():
         client = InterruptedClient(store.client, k, meanwhile(lambda: swept(store)))
         log = store.log(client=client)
         window = await log.load(store.session(), token_limit=None)
