@@ -35,13 +35,21 @@ SessionId = Annotated[
 ]
 Text = Annotated[str, AfterValidator(_says_something), Field(json_schema_extra={"pattern": r"\S"})]
 Title = Annotated[Text, Field(max_length=TITLE_CHARS)]
-LIST_PLACE = TypeAdapter[tuple[datetime, str]](tuple[datetime, Annotated[str, AfterValidator(_is_a_session_id)]])
+_LATE = ConfigDict(defer_build=True)
+"""Built at first use: a request needs two or three of all these, and every start would pay for all."""
+LIST_PLACE = TypeAdapter[tuple[datetime, str]](
+    tuple[datetime, Annotated[str, AfterValidator(_is_a_session_id)]], config=_LATE
+)
 """What the cursor of a list of sessions says: last activity and id of the last one shown."""
-TURN_PLACE = TypeAdapter(tuple[int, Annotated[int, Field(ge=1, lt=10**10)], NonNegativeInt])
+TURN_PLACE = TypeAdapter(tuple[int, Annotated[int, Field(ge=1, lt=10**10)], NonNegativeInt], config=_LATE)
 """What the cursor of a history says: the generation, the turn to go on with, and what is known of it."""
 
 
-class _Body(BaseModel):
+class _Shape(BaseModel):
+    model_config = _LATE
+
+
+class _Body(_Shape):
     """A request's body: nothing else is in it, and nothing is converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -75,20 +83,20 @@ class ForkRequest(_Body):
     title: Title | None = Field(default=None, description="Without one, the title of the session that is forked.")
 
 
-class Page(BaseModel):
+class Page(_Shape):
     """Query parameters of a list."""
 
     limit: int = Field(default=DEFAULT_PAGE, ge=1, le=LARGEST_PAGE)
     cursor: str | None = Field(default=None, description="`next_cursor` of the page before.")
 
 
-class Place(BaseModel):
+class Place(_Shape):
     """Query parameters of an export."""
 
     cursor: str | None = Field(default=None, description="The `x-next-cursor` header of the page before.")
 
 
-class Memory(BaseModel):
+class Memory(_Shape):
     """What the model was shown of the turns before."""
 
     turns_in_window: int
@@ -97,7 +105,7 @@ class Memory(BaseModel):
     turns_total: int
 
 
-class ChatAnswer(BaseModel):
+class ChatAnswer(_Shape):
     """A stored turn."""
 
     answer: str
@@ -108,7 +116,7 @@ class ChatAnswer(BaseModel):
     identity: str = Field(description="Where the caller's identity came from; `new` where it was given out just now.")
 
 
-class SessionSummary(BaseModel):
+class SessionSummary(_Shape):
     """A session as lists show it."""
 
     id: str
@@ -117,7 +125,7 @@ class SessionSummary(BaseModel):
     last_active_at: datetime = Field(description="In whole minutes.")
 
 
-class WindowNow(BaseModel):
+class WindowNow(_Shape):
     """What the model would be shown if something were said now."""
 
     turns: int
@@ -132,14 +140,14 @@ class SessionDetail(SessionSummary):
     window: WindowNow
 
 
-class SessionList(BaseModel):
+class SessionList(_Shape):
     """A page of the caller's sessions, the last active first."""
 
     sessions: list[SessionSummary]
     next_cursor: str | None = Field(description="For the next page; null at the end.")
 
 
-class ToolCall(BaseModel):
+class ToolCall(_Shape):
     """What the model asked of a tool."""
 
     id: str | None
@@ -147,7 +155,7 @@ class ToolCall(BaseModel):
     arguments: Any = Field(description="As the model gave them: an object, or text that is none.")
 
 
-class MessageView(BaseModel):
+class MessageView(_Shape):
     """One message of a turn."""
 
     role: str
@@ -157,7 +165,7 @@ class MessageView(BaseModel):
     other_blocks: list[str] = Field(description="Kinds of content that is no text; the export has it.")
 
 
-class TurnView(BaseModel):
+class TurnView(_Shape):
     """One turn of a session's history."""
 
     number: int
@@ -173,14 +181,14 @@ class TurnView(BaseModel):
     too_large: bool = Field(description="The messages do not fit a response and are left out; the export has them.")
 
 
-class TurnList(BaseModel):
+class TurnList(_Shape):
     """A page of a session's turns, the newest first."""
 
     turns: list[TurnView]
     next_cursor: str | None = Field(description="For the next page; null at the end.")
 
 
-class ExportLine(BaseModel):
+class ExportLine(_Shape):
     """One line of an export: a message, or a part of one that is too large for a response."""
 
     turn: int
@@ -196,7 +204,7 @@ class ExportLine(BaseModel):
     json_part: str | None = Field(default=None, description="The part. All parts in a row are the message's JSON.")
 
 
-class Removing(BaseModel):
+class Removing(_Shape):
     """What was deleted is out of sight, and not all of it is out of the table yet; or more is left to delete."""
 
     deleted_sessions: int

@@ -21,6 +21,7 @@ from handlers.front import event_loop, process_settings, table_client
 from handlers.model import ChatModel, model_client
 from handlers.run import run_agent
 from handlers.settings import secrets_provider
+from handlers.shapes import ChatAnswer, ChatRequest
 from memory import table
 from memory.chat_store import TurnChatStore, count_tokens, turn_memory
 from memory.turns import Session, Window
@@ -43,6 +44,8 @@ def before_snapshot() -> None:
     """Do what is slow and belongs to nobody: no setting, secret or credential is read, and nobody is connected to."""
     asyncio.run(_dry_run())  # what the packages import and compile at first use: the most of a first turn
     table.prepare()
+    for shape in (ChatRequest, ChatAnswer):
+        shape.model_rebuild()
 
 
 def after_restore() -> None:

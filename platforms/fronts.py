@@ -6,11 +6,12 @@ an entry of a table, and the module's `__getattr__` (PEP 562) imports the part w
 names are there, and are the same things; only what nobody asks for is not imported.
 
 Left as they are: modules with any code of their own (functions, classes), imports of other packages, and names that the
-rest of the module reads, or that are those of a part too, which the import system would set in their place.
+rest of the module reads, or that are those of a part too, which the import system would set in their place. Of the
+modules in `LENDERS` alone it is known that they have code, and import names of other packages for others to find there.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 FRONTS = (
@@ -18,6 +19,10 @@ FRONTS = (
     "llama_index/core",  # indices, retrievers, query engines
     "llama_index/llms",  # OpenAI's Responses API
     "openai",  # clients and types of all of OpenAI's API, some 900 modules
+)
+
+LENDERS = (
+    "s3transfer/compat.py",  # managers of multiprocessing, for downloads by several processes
 )
 
 ASKING = """
@@ -42,13 +47,13 @@ def __getattr__(name, _late={late!r}):
 
 
 def open_late(folder: Path) -> None:
-    """Rewrite the fronts that a folder has."""
+    """Rewrite the fronts and the lenders that a folder has."""
     for front in FRONTS:
         for file in sorted((folder / front).rglob("__init__.py")):
-            source = file.read_text()
-            rewritten = late(source, ".".join(file.parent.relative_to(folder).parts), _parts(file.parent))
-            if rewritten != source:
-                file.write_text(rewritten)
+            _rewrite(file, late(file.read_text(), ".".join(file.parent.relative_to(folder).parts), _parts(file.parent)))
+    for lender in LENDERS:
+        if (folder / lender).exists():
+            _rewrite(folder / lender, lent_late((folder / lender).read_text()))
 
 
 def late(source: str, package: str, parts: set[str]) -> str:
@@ -56,8 +61,19 @@ def late(source: str, package: str, parts: set[str]) -> str:
     tree = ast.parse(source)
     if any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree)):
         return source
-    stays = parts | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    moved = [node for node in _own_imports(tree, package) if not stays & {_name(alias) for alias in node.names}]
+    own = [node for node in _imports(tree) if _is_own(node, package)]
+    return _without(source, own, stays=parts | _read(tree))
+
+
+def lent_late(source: str) -> str:
+    """The source of a lender that imports late what it does not read."""
+    tree = ast.parse(source)
+    return _without(source, _imports(tree), stays=_read(tree))
+
+
+def _without(source: str, imports: Iterable[ast.ImportFrom], *, stays: set[str]) -> str:
+    """Without the imports of which no name has to stay, and with what makes them later."""
+    moved = [node for node in imports if not stays & {_name(alias) for alias in node.names}]
     if not moved:
         return source
     lines = source.splitlines()
@@ -69,14 +85,26 @@ def late(source: str, package: str, parts: set[str]) -> str:
     return "\n".join(lines) + ASKING.format(late=places)
 
 
-def _own_imports(tree: ast.Module, package: str) -> Iterator[ast.ImportFrom]:
-    """The statements at the top of a front that import names from the package it belongs to."""
-    whole = package.partition(".")[0]
+def _imports(tree: ast.Module) -> Iterator[ast.ImportFrom]:
+    """The statements at the top of a module that import names."""
     for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.names[0].name != "*":
-            inside = node.level == 1 or (not node.level and (node.module or "").partition(".")[0] == whole)
-            if inside:
-                yield node
+        if isinstance(node, ast.ImportFrom) and node.module != "__future__" and node.names[0].name != "*":
+            yield node
+
+
+def _is_own(node: ast.ImportFrom, package: str) -> bool:
+    """Whether the names come from the package that imports them."""
+    return node.level == 1 or (not node.level and (node.module or "").partition(".")[0] == package.partition(".")[0])
+
+
+def _read(tree: ast.Module) -> set[str]:
+    """The names that a module reads."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+def _rewrite(file: Path, source: str) -> None:
+    if source != file.read_text():
+        file.write_text(source)
 
 
 def _name(alias: ast.alias) -> str:

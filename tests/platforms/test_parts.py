@@ -111,6 +111,18 @@ def test_a_front_with_code_of_its_own_is_left_as_it_is() -> None:
     assert fronts.late(source, "package", set()) == source
 
 
+def test_a_lender_imports_late_what_it_does_not_read_itself(tmp_path: Path) -> None:
+    """What its functions read is imported as before; what others find there, when they ask for it."""
+    lender = tmp_path / "s3transfer" / "compat.py"
+    lender.parent.mkdir()
+    (tmp_path / "lent.py").write_text("print('lent')\nThing = 7\n")
+    (tmp_path / "read.py").write_text("print('read')\nother = 8\n")
+    lender.write_text("from lent import Thing\nfrom read import other\ndef f():\n    return other\n")
+    fronts.open_late(tmp_path)
+    assert python(tmp_path, "from s3transfer.compat import f; print(f())").split() == ["read", "8"]
+    assert python(tmp_path, "from s3transfer.compat import Thing; print(Thing)").split() == ["read", "lent", "7"]
+
+
 def test_a_python_of_another_version_compiles_nothing(tmp_path: Path) -> None:
     """Its bytecode would not be read: the build says which one it wants."""
     other = tmp_path / "python"
