@@ -1,9 +1,10 @@
 """How long a function takes from nothing to its first response, as it is built and as pip installs it.
 
 `python -m bench.coldstart`: each start is a process of the Python that Lambda has, with Lambda's own runtime client
-(awslambdaric), which asks this program for its one event and hands it the response. All are started in turn, so that
-whatever else the machine does meets them alike; the disk's cache is warm, and none finds bytecode that an earlier start
-has left. SnapStart, which starts from a process that has done all of this, cannot be had outside Lambda.
+(awslambdaric), which asks this program for its one event and hands it the response. All are started in turn, and each
+ratio is the median of the rounds' own, so that whatever else the machine does meets both sides alike; the disk's cache
+is warm, and none finds bytecode that an earlier start has left. SnapStart, which starts from a process that has done
+all of this, cannot be had outside Lambda.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -96,8 +97,9 @@ def main() -> None:
             for function in (CHAT, SESSIONS)
         }
         starts = _rounds(python, made, runtime, environment, rounds)
-        initialised = {function: _report(function, made[function], starts[function]) for function in made}
-        share = initialised[SESSIONS] / initialised[CHAT]
+        for function, kinds in made.items():
+            _report(function, kinds, starts[function])
+        share = _ratio(starts[SESSIONS]["built"], starts[CHAT]["built"], _initialised)
         print(f"\nThe sessions function, as built, is initialised in {share:.2f} of the chat function's time.")
         _imports(python, made[CHAT])
 
@@ -174,9 +176,9 @@ def _rounds(
         function: {kind: [] for kind in made[function]} for function in made
     }
     for number in range(rounds + 1):
-        for function, kinds in made.items():
-            for kind, folder in kinds.items():
-                started = start(python, function, folder, runtime, environment)
+        for kind in KINDS:
+            for function, kinds in made.items():
+                started = start(python, function, kinds[kind], runtime, environment)
                 if number:
                     starts[function][kind].append(started)
         _say(f"{number} of {rounds} rounds")
@@ -269,23 +271,30 @@ class _Server(ThreadingHTTPServer):
 # ---- What came of it -------------------------------------------------------------------------------------------------
 
 
-def _report(function: Function, kinds: Mapping[str, Path], starts: Mapping[str, Sequence[Start]]) -> float:
-    """Print the medians; that of the artifact's initialisation."""
+def _report(function: Function, kinds: Mapping[str, Path], starts: Mapping[str, Sequence[Start]]) -> None:
+    """Print the medians, and those of the ratios."""
     head = f"{function.name}, medians of {len(starts['plain'])} starts"
     print(f"\n{head:54}{'MiB':>8}{'initialised':>14}{'answered':>12}")
-    rows = {
-        kind: (
-            statistics.median(start.initialised for start in starts[kind]),
-            statistics.median(start.answered for start in starts[kind]),
-        )
-        for kind in kinds
-    }
-    for kind, (initialised, answered) in rows.items():
-        size = sum(file.stat().st_size for file in kinds[kind].rglob("*") if file.is_file()) / 1024**2
+    for kind, folder in kinds.items():
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1024**2
+        initialised = statistics.median(map(_initialised, starts[kind]))
+        answered = statistics.median(map(_answered, starts[kind]))
         print(f"  {kind:52}{size:8.0f}{initialised:12.2f} s{answered:10.2f} s")
-    ratios = [built / plain for built, plain in zip(rows["built"], rows["plain"], strict=True)]
+    ratios = [_ratio(starts["built"], starts["plain"], moment) for moment in (_initialised, _answered)]
     print(f"  {'built / plain':60}{ratios[0]:12.2f}  {ratios[1]:10.2f}", flush=True)
-    return rows["built"][0]
+
+
+def _ratio(one: Sequence[Start], other: Sequence[Start], moment: Callable[[Start], float]) -> float:
+    """The median of the ratios within a round."""
+    return statistics.median(moment(a) / moment(b) for a, b in zip(one, other, strict=True))
+
+
+def _initialised(start: Start) -> float:
+    return start.initialised
+
+
+def _answered(start: Start) -> float:
+    return start.answered
 
 
 def _imports(python: str, kinds: Mapping[str, Path]) -> None:
