@@ -766,12 +766,10 @@ async def test_a_fork_that_was_made_and_came_to_an_end_meanwhile_is_not_revived(
 
 @at_every_moment
 @pytest.mark.parametrize("operation", ["put_item", "update_item", "batch_write_item"])
-async def test_a_fork_whose_writes_are_not_confirmed_is_made_all_the_same(
-    store: Store, moments: Moments, operation: str
-) -> None:
+async def test_a_fork_whose_writes_are_not_confirmed_is_made_all_the_same(store: Store, operation: str) -> None:
     """The response to any of its writes may get lost."""
     await a_source(store)
-    for skip in moments(0):
+    for skip in itertools.count():
         fork = store.session(f"fork-{skip}")
         client = LosingClient(store.client, operation, skip=skip)
         _, new = await store.sessions(client=client).fork(store.session(), 5, fork, asked="k")
