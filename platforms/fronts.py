@@ -11,7 +11,8 @@ modules in `LENDERS` alone it is known that they have code, and import names of 
 """
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 FRONTS = (
@@ -50,10 +51,11 @@ def open_late(folder: Path) -> None:
     """Rewrite the fronts and the lenders that a folder has."""
     for front in FRONTS:
         for file in sorted((folder / front).rglob("__init__.py")):
-            _rewrite(file, late(file.read_text(), ".".join(file.parent.relative_to(folder).parts), _parts(file.parent)))
+            package = ".".join(file.parent.relative_to(folder).parts)
+            _rewrite(file, partial(late, package=package, parts=_parts(file.parent)))
     for lender in LENDERS:
         if (folder / lender).exists():
-            _rewrite(folder / lender, lent_late((folder / lender).read_text()))
+            _rewrite(folder / lender, lent_late)
 
 
 def late(source: str, package: str, parts: set[str]) -> str:
@@ -102,9 +104,10 @@ def _read(tree: ast.Module) -> set[str]:
     return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
-def _rewrite(file: Path, source: str) -> None:
-    if source != file.read_text():
-        file.write_text(source)
+def _rewrite(file: Path, change: Callable[[str], str]) -> None:
+    source = file.read_text()
+    if (changed := change(source)) != source:
+        file.write_text(changed)
 
 
 def _name(alias: ast.alias) -> str:
