@@ -11,10 +11,10 @@ from handlers.agent import build_agent
 from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progress
 from handlers.front import Front, deadline, identified, json_response, table_client
 from handlers.model import chat_model
-from handlers.problems import Kind, Problem, bad_field, unauthorized, unavailable
+from handlers.problems import ADVICE, AGAIN, KEPT, Kind, Problem, bad_field, unauthorized, unavailable
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
-from handlers.run import AgentFailed, CutShort
+from handlers.run import AgentFailed, ModelNoted
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
 from handlers.tracing import step
@@ -76,17 +76,24 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
                 async for happened in events:
                     if isinstance(happened, Answered):
                         answered = happened
-                    elif isinstance(happened, CutShort):
-                        exchange.facts |= {"finish_reason": happened.reason, "hint": "the model did not end its answer"}
+                    elif isinstance(happened, ModelNoted):
+                        exchange.facts |= happened.notes
+                        if "finish_reason" in happened.notes:
+                            exchange.facts["hint"] = "the answer was cut short"
+                        elif "missing_tool_calls" in happened.notes:
+                            exchange.facts["hint"] = "the model announced tool calls and made none"
             return answer(exchange, ask, answered)
         except NoTimeLeft as error:
             raise unavailable(
                 "There was not enough time left to begin a turn, and nothing was stored. Send it again."
             ) from error
         except AgentFailed as error:
+            exchange.facts |= error.facts
+            if error.code == "prompt_refused" and (window := conversation.progress.window):
+                exchange.facts["window_turns"] = [turn.number for turn in window.turns]
             raise Problem(
                 kind=Kind.AGENT_TIMED_OUT if error.timed_out else Kind.AGENT_FAILED,
-                detail="The message was noted as a failed turn, which the agent will not see. Send the request again.",
+                detail=f"{KEPT} {ADVICE.get(error.code, AGAIN)}",
                 extra={"code": error.code},
                 retry_after=error.retry_after,
             ) from error

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 
+from handlers.model_answer import finish_reason
 from handlers.run import AgentFailed, Happened, run_agent
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
 from memory.chat_store import TurnChatStore, count_tokens, decode_message, encode_message, turn_memory
@@ -20,6 +21,8 @@ from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLo
 
 ANSWER_SECONDS = 0.3
 """Kept back for the response, of those that are kept back for the commit."""
+EMPTY_BECAUSE = {"content_filter": "content_filter", "length": "answer_limit", "max_tokens": "answer_limit"}
+"""Codes of answers of which the model's server left nothing, by its reason to stop."""
 FIRST_RENEWAL_SECONDS = 6.0
 RENEWAL_SECONDS = 4.0
 
@@ -146,7 +149,7 @@ class Conversation:
             instance=self.instance,
         )
         if not turn.answer:
-            raise AgentFailed("empty_answer")
+            raise AgentFailed(EMPTY_BECAUSE.get(finish_reason(messages[-1]), "empty_answer"))
         return turn
 
 

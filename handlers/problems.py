@@ -211,6 +211,22 @@ _PLAIN: Mapping[type[Exception], tuple[Kind, str]] = {
 }
 
 
+KEPT = "The message is kept as a failed turn, which the agent will not see."
+AGAIN = "Send the request again."
+ADVICE: Mapping[str, str] = {
+    "prompt_too_long": "The model cannot take this much text. Shorten the message, or begin a new session.",
+    "content_filter": "The model's provider filtered the request or its answer. Say it in other words.",
+    "prompt_refused": "The model's server refused this conversation. Begin a new session, or ask the operator.",
+    "parameter_refused": "The model's server refused a setting of this service. Only its operator can change that.",
+    "model_access": "The model's server does not let this service in. Only its operator can change that.",
+    "model_quota": "This service has used up its quota at the model's provider. Only its operator can change that.",
+    "answer_limit": "The answer was longer than this service allows. Ask for less at a time.",
+    "model_busy": "The model's server is busy. Wait a moment, then send the request again.",
+    "too_many_steps": "The agent called tools without coming to an end. Ask for less at a time.",
+}
+"""What would help with a failed turn, by its code; `AGAIN` is the advice for all others."""
+
+
 def cause(error: BaseException | None) -> list[dict[str, Any]]:
     """An error and what led to it, for a log: kinds, codes and places, never a text, since texts quote messages."""
     found: list[dict[str, Any]] = []

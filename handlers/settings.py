@@ -55,6 +55,15 @@ class Settings(BaseModel):
     model_retries: int = Field(default=2, ge=0)
     """How often a request to the model is sent again, after a pause, when it failed in a way that may pass."""
 
+    model_streaming: bool = True
+    """Whether answers are streamed. False for servers that cannot."""
+    model_temperature: float | None = Field(default=None, ge=0)
+    """Sent to the model if it is set. Reasoning models refuse it."""
+    model_reasoning_effort: str | None = None
+    """Sent to the model if it is set: `low`, `medium`, `high`, or what else the model knows."""
+    max_answer_tokens: int | None = Field(default=None, gt=0)
+    """The longest answer, thinking included, in tokens; the model's own limit if it is not set."""
+
     token_limit: int = Field(default=10_000, ge=0)
     """Tokens of earlier turns that the model is shown."""
     max_message_chars: int = Field(default=32_000, gt=0)
