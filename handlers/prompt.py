@@ -152,20 +152,20 @@ def _in_order(messages: Iterable[ChatMessage]) -> Iterator[ChatMessage]:
         elif message.role in _INSTRUCTIONS:
             _append(rest, ChatMessage(role=MessageRole.USER, blocks=message.blocks))
         else:
-            if message.role is MessageRole.USER and rest and rest[-1].role is MessageRole.TOOL:
-                rest.append(ChatMessage(role=MessageRole.ASSISTANT, content=NO_ANSWER))
             _append(rest, message)
     if instructions:
         text = "\n\n".join(message.content or "" for message in instructions)
-        yield ChatMessage(role=instructions[0].role, content=text)
+        yield ChatMessage(role=MessageRole.SYSTEM, content=text)
     if rest and rest[0].role is not MessageRole.USER:
         yield ChatMessage(role=MessageRole.USER, content=EARLIER)
     yield from rest
 
 
 def _append(messages: list[ChatMessage], message: ChatMessage) -> None:
-    """Append a message, or join it to the last one if both are the user's, or both the assistant's."""
+    """Append a message. Two of the user's, or two of the assistant's, in a row become one."""
     last = messages[-1] if messages else None
+    if last and last.role is MessageRole.TOOL and message.role is MessageRole.USER:
+        messages.append(last := ChatMessage(role=MessageRole.ASSISTANT, content=NO_ANSWER))
     if last is None or last.role is not message.role or message.role is MessageRole.TOOL:
         messages.append(message)
         return
