@@ -6,6 +6,7 @@ no message is empty; roles come in an order that strict servers take. The stored
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -32,6 +33,8 @@ NO_ANSWER = "(no answer)"
 EARLIER = "(The conversation began earlier.)"
 ID_LENGTH = 9
 """Of an id that is made here: Mistral takes nine letters and digits alone, and every other vendor takes these too."""
+OWN_ID = re.compile(r"[A-Za-z0-9_.:|=+/-]+")
+"""An id that goes back to the server that made it."""
 _INSTRUCTIONS = (MessageRole.SYSTEM, MessageRole.DEVELOPER)
 _RESULTS = (MessageRole.TOOL, MessageRole.FUNCTION)
 _ANSWERS = (MessageRole.ASSISTANT, MessageRole.MODEL, MessageRole.CHATBOT)
@@ -136,7 +139,7 @@ class _Ids:
 
     def make(self, given: str | None, *, keep: bool) -> str:
         self._count += 1
-        call_id = given if keep and given and given not in self._used else ""
+        call_id = given if keep and given and OWN_ID.fullmatch(given) and given not in self._used else ""
         call_id = call_id or hashlib.sha256(f"{self._count} {given}".encode("utf-8", "replace")).hexdigest()[:ID_LENGTH]
         self._used.add(call_id)
         return call_id
