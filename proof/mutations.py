@@ -22,6 +22,9 @@ STORE = "tests/memory/test_chat_store.py"
 CONVERSATION = "tests/handlers/test_conversation.py"
 CHAT = "tests/handlers/test_chat.py"
 IDENTITY = "tests/handlers/test_identity.py"
+PROMPT = "tests/handlers/test_prompt.py"
+ODD_STREAMS = "tests/handlers/test_odd_streams.py"
+REQUESTS = "tests/handlers/test_model_requests.py"
 QUICK = 4
 PASSED, FAILED = 0, 1
 """pytest's exit codes; others say that it did not come to run the test."""
@@ -298,6 +301,54 @@ MUTATIONS = (
             "return Problem(kind=Kind.INTERNAL, detail=str(error))",
         ),
         test=f"{CHAT}::test_a_missing_setting_is_logged_by_name",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="arguments are sent as they were stored",
+        change=_in_handlers("prompt", "tool_kwargs=object_or_told(call.tool_kwargs)", "tool_kwargs=call.tool_kwargs"),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="ids are sent as they were stored",
+        change=_in_handlers("prompt", "ids.make(call.tool_call_id, keep=own) for", 'str(call.tool_call_id or "") for'),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="calls are sent without their results",
+        change=_in_handlers(
+            "prompt",
+            "for call_id, result in zip(renamed, _results(calls, results), strict=True):",
+            "for call_id, result in zip(renamed, _results(calls, results)[1:], strict=False):",
+        ),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="empty messages are sent",
+        change=_in_handlers(
+            "prompt",
+            "return found if says_something or _calls(message) else []",
+            'return found or [TextBlock(text="")]',
+        ),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="pieces of parallel calls are not told apart",
+        change=_in_handlers(
+            "model_answer",
+            "[call for call in self.calls if index is None or call.index in (index, None)]",
+            "self.calls",
+        ),
+        test=f"{ODD_STREAMS}::test_an_odd_stream_gives_what_people_expect",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="a refused prompt is not sent again in a plainer form",
+        change=_in_handlers("model", 'if refusal_of(error).code != "prompt_refused":', "if True:"),
+        test=f"{REQUESTS}::test_a_refused_prompt_is_sent_again_without_earlier_tool_calls",
     ),
 )
 
