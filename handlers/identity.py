@@ -16,6 +16,7 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.shared.cookies import Cookie, SameSite
 from itsdangerous import BadSignature, SignatureExpired, TimestampSigner, URLSafeTimedSerializer
 
+from handlers.event import Event, authorizer_context, bearer, cognito_claims, cookies, header, jwt_claims, signer_arn
 from handlers.problems import unauthorized
 from handlers.settings import Settings
 from memory.turns import utc_now
@@ -25,7 +26,6 @@ USER_HEADER = "x-user-id"
 CLOCK_SKEW = timedelta(minutes=10)
 _SALT = "rehydrate.session-token"
 
-Event = Mapping[str, Any]
 Parts = tuple[Any, ...] | None
 """What makes an owner of one source; None where the request does not have that source."""
 
@@ -112,9 +112,9 @@ def without_cookie(response: Response[str], settings: Settings) -> Response[str]
 
 def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime]) -> Caller:
     tokens = SessionTokens(settings.signing_keys(), life=timedelta(days=settings.token_days), clock=clock)
-    given, cookie = header(event, TOKEN_HEADER), _cookies(event).get(_cookie_name(settings))
+    given, cookie = header(event, TOKEN_HEADER), cookies(event).get(_cookie_name(settings))
     if given is None:
-        given = _bearer(event)
+        given = bearer(event)
     token = cookie if given is None else given
     if token is None:
         caller_id = secrets.token_hex(16)
@@ -133,30 +133,26 @@ def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime
 
 def _jwt(event: Event, claim: str) -> Parts:
     """HTTP API with a JWT authorizer."""
-    return (
-        _claims(mapping(event, *_AUTHORIZER, "jwt", "claims"), claim) if mapping(event, *_AUTHORIZER, "jwt") else None
-    )
+    claims = jwt_claims(event)
+    return None if claims is None else _identifying(claims, claim)
 
 
 def _cognito(event: Event, claim: str) -> Parts:
     """REST API with a Cognito user pool."""
-    claims = mapping(event, *_AUTHORIZER, "claims")
-    return _claims(claims, claim) if claims else None
+    claims = cognito_claims(event)
+    return None if claims is None else _identifying(claims, claim)
 
 
 def _lambda(event: Event, claim: str) -> Parts:
-    """A Lambda authorizer: HTTP APIs have its context in a place of its own, REST APIs flat beside its principal."""
-    flat = mapping(event, *_AUTHORIZER)
-    context = mapping(flat, "lambda") or (flat if "principalId" in flat and "claims" not in flat else {})
-    return (context.get(claim) or context.get("principalId"),) if context else None
+    """A Lambda authorizer: the claim in its context, else its principal."""
+    context = authorizer_context(event)
+    return None if context is None else (context.get(claim) or context.get("principalId"),)
 
 
 def _iam(event: Event, _: str) -> Parts:
-    """A signed request: the ARN of whoever signed it, from an HTTP API, a function URL or a REST API."""
-    if iam := mapping(event, *_AUTHORIZER, "iam"):
-        return (iam.get("userArn"),)
-    arn = mapping(event, "requestContext", "identity").get("userArn")
-    return (arn,) if arn else None
+    """A signed request: the ARN of whoever signed it."""
+    arn = signer_arn(event)
+    return None if arn is None else (arn,)
 
 
 def _trusted_header(event: Event, _: str) -> Parts:
@@ -167,12 +163,11 @@ def _trusted_header(event: Event, _: str) -> Parts:
     return None if session is None else ("session", session)
 
 
-def _claims(claims: Mapping[str, Any], claim: str) -> tuple[Any, ...]:
+def _identifying(claims: Mapping[str, Any], claim: str) -> tuple[Any, ...]:
     """The issuer, where the claims name one, and the claim that identifies."""
     return (claims.get("iss"), claims.get(claim)) if "iss" in claims else (claims.get(claim),)
 
 
-_AUTHORIZER = ("requestContext", "authorizer")
 _SOURCES: Mapping[str, Callable[[Event, str], Parts]] = {
     "jwt": _jwt,
     "cognito": _cognito,
@@ -192,41 +187,6 @@ _HOW_TO: Mapping[str, str] = {
 def _owner(source: str, *parts: str) -> str:
     """The source first, and every part encoded: no caller of one source can be taken for one of another."""
     return ":".join([source, *(quote(part, safe="", errors="surrogatepass") for part in parts)])
-
-
-def mapping(value: Any, *names: str) -> Mapping[str, Any]:
-    """What stands under the names, if it is a mapping; else an empty one."""
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
-
-
-def header(event: Event, name: str) -> str | None:
-    """A header's value, whatever the case of its name; of several values the first."""
-    for key, value in mapping(event, "headers").items():
-        if key.lower() == name and isinstance(value, str):
-            return value
-    for key, values in mapping(event, "multiValueHeaders").items():
-        if key.lower() == name and isinstance(values, list) and values:
-            return str(values[0])
-    return None
-
-
-def _bearer(event: Event) -> str | None:
-    """The token of an `Authorization: Bearer` header."""
-    scheme, _, token = (header(event, "authorization") or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _cookies(event: Event) -> dict[str, str]:
-    """The cookies by name; of several with one name the first. HTTP APIs list them, REST APIs leave the header."""
-    listed = event.get("cookies")
-    pairs = listed if isinstance(listed, list) else (header(event, "cookie") or "").split(";")
-    cookies: dict[str, str] = {}
-    for pair in pairs:
-        name, _, value = str(pair).partition("=")
-        cookies.setdefault(name.strip(), value.strip())
-    return cookies
 
 
 def _cookie_name(settings: Settings) -> str:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from handlers.identity import TOKEN_HEADER, Caller, Event, header, mapping
+from handlers.event import Event, header, mapping
+from handlers.identity import TOKEN_HEADER, Caller
 from handlers.problems import Problem, bad_field, unauthorized
 from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_RULE
 from memory.turns import Session, SessionNotFound, TurnNotFound
