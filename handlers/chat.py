@@ -6,6 +6,7 @@ from typing import Any
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
+from llama_index.core.base.llms.types import ChatMessage
 
 from handlers.agent import build_agent
 from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progress
@@ -15,9 +16,11 @@ from handlers.problems import ADVICE, AGAIN, KEPT, Kind, Problem, bad_field, una
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
 from handlers.run import AgentFailed, ModelNoted
+from handlers.settings import Settings
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
 from handlers.tracing import step
+from memory.chat_store import count_tokens
 from memory.dynamodb import DynamoDBTurnLog
 from memory.turns import Request, Session
 
@@ -37,12 +40,7 @@ async def chat(exchange: Exchange) -> Response[str]:
     exchange.line = "turn"
     caller = identified(exchange)
     body = read_body(exchange.event, ChatRequest)
-    if len(body.message) > (limit := exchange.settings.max_message_chars):
-        raise bad_field(
-            "message",
-            f"message has {len(body.message)} characters, and {limit} are allowed; shorten it",
-            kind=Kind.TOO_LARGE,
-        )
+    _check_length(body.message, exchange.settings)
     named = body.session_id or session_header(exchange.event)
     if named is not None and caller.source == "new":
         raise unauthorized(
@@ -107,6 +105,8 @@ def begin(exchange: Exchange) -> Conversation:
     """What this invocation takes its turn with; only clients and settings are kept from one to the next."""
     settings = exchange.settings
     model = chat_model(settings)
+    if settings.model_user_parameter:
+        model = model.for_user(settings.model_user_parameter, exchange.owner_hash)
     client = table_client(settings.dynamodb_endpoint)
     return Conversation(
         log=DynamoDBTurnLog(client, settings.table_name, retention=settings.retention),
@@ -164,6 +164,21 @@ def facts(conversation: Conversation, ask: Ask, answered: Answered | None) -> di
     if progress.turn:
         found["turn"] = progress.turn.number
     return found
+
+
+def _check_length(message: str, settings: Settings) -> None:
+    """Raises a 413 Problem. Characters are counted first: to count tokens takes longer."""
+    if len(message) > (limit := settings.max_message_chars):
+        size, unit, name = len(message), "characters", "MAX_MESSAGE_CHARS"
+    elif (tokens := count_tokens([ChatMessage(role="user", content=message)])) > (limit := settings.message_tokens):
+        size, unit, name = tokens, "tokens", "MAX_MESSAGE_TOKENS"
+    else:
+        return
+    raise bad_field(
+        "message",
+        f"message has {size} {unit}, and {limit} are allowed ({name}); shorten it or send it in parts",
+        kind=Kind.TOO_LARGE,
+    )
 
 
 def _request_id(exchange: Exchange) -> str:

@@ -63,7 +63,23 @@ def authorizer_context(event: Event) -> Mapping[str, Any] | None:
     HTTP APIs have a place for it. REST APIs put it beside the authorizer's principal.
     """
     flat = mapping(event, *_AUTHORIZER)
-    return mapping(flat, "lambda") or (flat if "principalId" in flat and "claims" not in flat else None)
+    if "lambda" in flat:
+        return mapping(flat, "lambda")
+    return flat if "principalId" in flat and "claims" not in flat else None
+
+
+def pool_identity(event: Event) -> Any:
+    """The identity of a Cognito identity pool's user who signed the request; None if the signer is no such user.
+
+    An empty text if a pool is named and no identity: then nobody is known.
+    """
+    pool = mapping(event, *_AUTHORIZER, "iam").get("cognitoIdentity")
+    if pool is not None:
+        return mapping(pool).get("identityId") or ""
+    signer = mapping(event, "requestContext", "identity")
+    if signer.get("cognitoIdentityPoolId") or signer.get("cognitoIdentityId"):
+        return signer.get("cognitoIdentityId") or ""
+    return None
 
 
 def signer_arn(event: Event) -> Any:

@@ -12,7 +12,7 @@ from aws_lambda_powertools.event_handler.exceptions import NotFoundError
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import BaseModel
 
-from handlers.identity import TOKEN_HEADER, Caller, identify, with_token, without_cookie
+from handlers.identity import TOKEN_HEADER, Caller, identify, owner_hash, with_token, without_cookie
 from handlers.openapi import OPERATIONS
 from handlers.problems import Kind, Problem, from_error
 from handlers.report import Exchange, log_exchange, logger
@@ -172,5 +172,6 @@ def deadline(context: LambdaContext) -> float:
 
 def identified(exchange: Exchange) -> Caller:
     """Who asks. Raises a 401 Problem."""
-    exchange.caller = identify(exchange.event, exchange.settings)
-    return exchange.caller
+    exchange.caller = caller = identify(exchange.event, exchange.settings)
+    exchange.owner_hash = owner_hash(caller.owner, exchange.settings)
+    return caller

@@ -1,14 +1,16 @@
 """Who is asking: the owner of the sessions, from what an API Gateway event proves. Fails closed.
 
 An owner is stable: claims of an authorizer, or a session token that this service signed and handed out before. Nothing
-is ever keyed by something random per request, and a token that does not hold never becomes a new identity.
+is ever keyed by something random per request, and an invalid token never becomes a new identity.
 """
 
 import hashlib
+import hmac
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -16,7 +18,17 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.shared.cookies import Cookie, SameSite
 from itsdangerous import BadSignature, SignatureExpired, TimestampSigner, URLSafeTimedSerializer
 
-from handlers.event import Event, authorizer_context, bearer, cognito_claims, cookies, header, jwt_claims, signer_arn
+from handlers.event import (
+    Event,
+    authorizer_context,
+    bearer,
+    cognito_claims,
+    cookies,
+    header,
+    jwt_claims,
+    pool_identity,
+    signer_arn,
+)
 from handlers.problems import unauthorized
 from handlers.settings import Settings
 from memory.turns import utc_now
@@ -25,6 +37,7 @@ TOKEN_HEADER = "x-session-token"  # noqa: S105 - the name of a header
 USER_HEADER = "x-user-id"
 CLOCK_SKEW = timedelta(minutes=10)
 _SALT = "rehydrate.session-token"
+_DATED_ID = re.compile(r"t([0-9a-f]{8,10})-[0-9a-f]{32}")
 
 Parts = tuple[Any, ...] | None
 """What makes an owner of one source; None where the request does not have that source."""
@@ -40,7 +53,7 @@ class Caller:
 
 
 class InvalidToken(Exception):
-    """A session token that does not hold; `reason` is safe to tell anybody."""
+    """A session token that is invalid; `reason` is safe to tell anybody."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -50,17 +63,29 @@ class InvalidToken(Exception):
 class SessionTokens:
     """Signed tokens that carry an anonymous caller's id and the time they were made.
 
-    The first of the `keys` signs, and all of them verify, so that a key can be replaced while tokens are out.
+    The first of the `keys` signs, and all of them verify, so that a key can be replaced while tokens are out. A token
+    lives for `life`, and its renewals for `longest` after the caller was new.
     """
 
-    def __init__(self, keys: Sequence[str], *, life: timedelta, clock: Callable[[], datetime] = utc_now) -> None:
-        self._life, self._clock = life, clock
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        life: timedelta,
+        longest: timedelta = timedelta.max,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._life, self._longest, self._clock = life, longest, clock
         # A token is dated back a little, so that a host whose clock is behind does not take it for one of the future.
         self._minting = _serializer(keys, lambda: clock() - min(CLOCK_SKEW, life / 10))
         self._reading = _serializer(keys, clock)
 
+    def new_caller(self) -> str:
+        """The id of a new caller. It has the time in it, so that each renewal knows how old the caller is."""
+        return f"t{int(self._clock().timestamp()):x}-{secrets.token_hex(16)}"
+
     def mint(self, caller_id: str) -> str:
-        """A token that is good from now on."""
+        """A token that is valid from now on."""
         return self._minting.dumps(caller_id)
 
     def read(self, token: str) -> tuple[str, bool]:
@@ -73,6 +98,9 @@ class SessionTokens:
             raise InvalidToken("it has expired") from error
         except (BadSignature, UnicodeEncodeError) as error:
             raise InvalidToken("this service did not make it") from error
+        dated = _DATED_ID.fullmatch(str(caller_id))  # earlier releases made ids without a date
+        if dated and self._clock() - datetime.fromtimestamp(int(dated[1], 16), UTC) > self._longest:
+            raise InvalidToken("it was renewed for as long as a token may be")
         return str(caller_id), self._clock() - signed_at > self._life / 2
 
 
@@ -105,30 +133,50 @@ def with_token(response: Response[str], caller: Caller, settings: Settings) -> R
 
 
 def without_cookie(response: Response[str], settings: Settings) -> Response[str]:
-    """The response, told to forget a cookie that does not hold."""
+    """The response, which tells the client to forget an invalid cookie."""
     response.cookies.append(_cookie("", 0, settings))
     return response
 
 
 def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime]) -> Caller:
-    tokens = SessionTokens(settings.signing_keys(), life=timedelta(days=settings.token_days), clock=clock)
+    tokens = _tokens(settings, clock)
     given, cookie = header(event, TOKEN_HEADER), cookies(event).get(_cookie_name(settings))
     if given is None:
         given = bearer(event)
     token = cookie if given is None else given
     if token is None:
-        caller_id = secrets.token_hex(16)
-        return Caller(owner=_owner("anonymous", caller_id), source="new", token=tokens.mint(caller_id))
+        return new_caller(settings, clock=clock)
     try:
         caller_id, ageing = tokens.read(token)
     except InvalidToken as error:
         raise unauthorized(
-            f"The session token does not hold: {error.reason}. Its conversations cannot be reached with it; send the "
-            f"request without it ({TOKEN_HEADER} or Authorization header, cookie) to start as a new caller.",
+            f"The session token is invalid: {error.reason}. Its conversations cannot be reached with it. To start as a "
+            f"new caller, send the request without it ({TOKEN_HEADER} or Authorization header, cookie).",
             clear_cookie=given is None,  # a bad header says nothing about the cookie
         ) from error
     renewed = tokens.mint(caller_id) if ageing else None
     return Caller(owner=_owner("anonymous", caller_id), source="token", token=renewed)
+
+
+def new_caller(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Caller:
+    """An anonymous caller that nobody knows yet, with a token. Raises SettingsError."""
+    tokens = _tokens(settings, clock)
+    caller_id = tokens.new_caller()
+    return Caller(owner=_owner("anonymous", caller_id), source="new", token=tokens.mint(caller_id))
+
+
+def owner_hash(owner: str, settings: Settings) -> str:
+    """Sixteen hex digits for an owner, for logs and providers: the same each time, and no way back to the owner.
+
+    Salted with the signing secret if the service signs tokens. If not, an owner that can be guessed can be recognised.
+    """
+    salt = settings.signing_keys()[0] if "token" in settings.identity_sources else ""
+    return hmac.new(salt.encode(), owner.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:16]
+
+
+def _tokens(settings: Settings, clock: Callable[[], datetime]) -> SessionTokens:
+    life, longest = timedelta(days=settings.token_days), timedelta(days=settings.token_max_days)
+    return SessionTokens(settings.signing_keys(), life=life, longest=longest, clock=clock)
 
 
 def _jwt(event: Event, claim: str) -> Parts:
@@ -144,13 +192,15 @@ def _cognito(event: Event, claim: str) -> Parts:
 
 
 def _lambda(event: Event, claim: str) -> Parts:
-    """A Lambda authorizer: the claim in its context, else its principal."""
+    """A Lambda authorizer: the claim in its context. A principal is the same for everybody in many authorizers."""
     context = authorizer_context(event)
-    return None if context is None else (context.get(claim) or context.get("principalId"),)
+    return None if context is None else (context.get(claim),)
 
 
 def _iam(event: Event, _: str) -> Parts:
-    """A signed request: the ARN of whoever signed it."""
+    """A signed request: the identity in a Cognito identity pool, whose users share one ARN, else the signer's ARN."""
+    if (identity := pool_identity(event)) is not None:
+        return "cognito", identity
     arn = signer_arn(event)
     return None if arn is None else (arn,)
 

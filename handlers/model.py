@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -72,6 +72,10 @@ class ChatModel(OpenAI):
         if tools := needed.get("tools"):
             needed["tools"] = [_without_default_strictness(tool) for tool in tools]
         return {"model": self.model, **self.chosen, **self.additional_kwargs, **needed}
+
+    def for_user(self, parameter: str, user: str) -> Self:
+        """The same client, which names a user to the server."""
+        return self.model_copy(update={"chosen": self.chosen | {parameter: user}})
 
     async def _achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         answer = self._answer(kwargs)

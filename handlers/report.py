@@ -1,6 +1,5 @@
 """The log line of a request: who asked for what, what it cost, how it ended. Never what was said."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +39,8 @@ class Exchange:
     places: Mapping[str, str] = field(default_factory=dict)
     """What stands in the places of the route's path."""
     caller: Caller | None = None
+    owner_hash: str = ""
+    """What logs and the model's provider are told of the owner."""
     session: Session | None = None
     taken: bool = False
     """Whether the request was found good, and something was done about it."""
@@ -94,8 +95,7 @@ def _who(exchange: Exchange) -> dict[str, Any]:
     caller, session = exchange.caller, exchange.session
     who: dict[str, Any] = {"session_id": session.id} if session else {}
     if caller and (exchange.taken or caller.source != "new"):
-        owner = hashlib.sha256(caller.owner.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        who |= {"identity": caller.source, "owner": owner}
+        who |= {"identity": caller.source, "owner": exchange.owner_hash}
     return who
 
 

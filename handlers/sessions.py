@@ -16,6 +16,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handlers import cursor, openapi, views
 from handlers.front import Front, deadline, identified, json_response, table_client
+from handlers.identity import new_caller
 from handlers.problems import unavailable
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, known, read_body, read_query, session_named
@@ -89,7 +90,7 @@ async def list_sessions(exchange: Exchange) -> Response[str]:
 
 @front.route("DELETE", "/sessions")
 async def delete_all(exchange: Exchange) -> Response[str]:
-    """Delete everything of the caller, as far as the time allows."""
+    """Delete everything of the caller, as far as the time allows. An anonymous caller gets a new identity then."""
     owner = known(identified(exchange)).owner
     exchange.taken = True
     deleted = _Deleted()
@@ -103,6 +104,9 @@ async def delete_all(exchange: Exchange) -> Response[str]:
         return _removing(deleted.sessions, "There is more to delete than one request could. Send it again, until 204.")
     finally:
         exchange.facts["deleted_sessions"] = deleted.sessions
+    if exchange.caller and exchange.caller.source == "token":
+        # Whoever else has the old token reaches nothing that this caller says from now on.
+        exchange.caller = new_caller(exchange.settings)
     if not deleted.swept:
         return _removing(deleted.sessions, "Nothing is seen any more. The rest is removed from the table shortly.")
     return _nothing()

@@ -22,6 +22,8 @@ AGENT_SECONDS = 10.0
 SECRET_SECONDS = 300
 """How long a secret that was fetched is kept before it is fetched anew."""
 
+SHORTEST_KEY = 32
+"""Characters of a key that signs session tokens, at the least."""
 ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
 
 
@@ -63,10 +65,14 @@ class Settings(BaseModel):
     """Sent to the model if it is set: `low`, `medium`, `high`, or what else the model knows."""
     max_answer_tokens: int | None = Field(default=None, gt=0)
     """The longest answer, thinking included, in tokens; the model's own limit if it is not set."""
+    model_user_parameter: Literal["safety_identifier", "user"] | None = None
+    """The parameter in which the model's provider is told a hash of the owner, so that it can act on abuse by one."""
 
     token_limit: int = Field(default=10_000, ge=0)
     """Tokens of earlier turns that the model is shown."""
     max_message_chars: int = Field(default=32_000, gt=0)
+    max_message_tokens: int = Field(default=16_000, gt=0)
+    """The longest message in tokens: some characters are several. Never more than the model's context leaves."""
     turn_wait_seconds: float = Field(default=12, ge=0)
     """How long a request waits for another one of its session; longer than the 10 s of a dead invocation's lease."""
 
@@ -82,11 +88,16 @@ class Settings(BaseModel):
     """Name or ARN of the secret in Secrets Manager that holds those keys."""
     token_days: float = Field(default=30, gt=0)
     """Life of a session token; it is renewed at half of it."""
+    token_max_days: float = Field(default=365, gt=0)
+    """How long an anonymous caller's token is renewed; then the caller starts anew."""
     cookie_secure: bool = True
     """Send the cookie over HTTPS alone, under a `__Host-` name. False for local runs only."""
 
-    retention_days: int = Field(default=0, ge=0, le=36_500)
-    """Days after which a turn is gone; 0 for none: turns are kept until they are deleted."""
+    retention_days: int | None = Field(default=None, ge=0, le=36_500)
+    """Days after which a turn is gone; 0 keeps turns until they are deleted.
+
+    By default anonymous conversations go when the token that reaches them has expired, and others are kept.
+    """
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """Origins of the web pages that may call the service from a browser."""
 
@@ -114,14 +125,17 @@ class Settings(BaseModel):
 
     @property
     def retention(self) -> timedelta | None:
+        if self.retention_days is None and self.identity_sources == ("token",):
+            return timedelta(days=self.token_days)
         return timedelta(days=self.retention_days) if self.retention_days else None
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:
-        if self.token_limit >= self.context_window:
+        answer = self.max_answer_tokens or 0
+        if self.token_limit + answer >= self.context_window:
             raise ValueError(
-                f"TOKEN_LIMIT ({self.token_limit}) must stay below CONTEXT_WINDOW ({self.context_window}), "
-                "which has to hold the prompt, the new message and the answer as well"
+                f"TOKEN_LIMIT ({self.token_limit}) and MAX_ANSWER_TOKENS ({answer}) must stay below CONTEXT_WINDOW "
+                f"({self.context_window}) together, which has to hold the prompt and the new message as well"
             )
         return self
 
@@ -134,13 +148,26 @@ class Settings(BaseModel):
             )
         return self
 
+    @property
+    def message_tokens(self) -> int:
+        """The longest message that is taken, in tokens."""
+        left = self.context_window - self.token_limit - (self.max_answer_tokens or 0)
+        return min(self.max_message_tokens, left)
+
     def model_key(self) -> str:
         """The key for the model's server, from the environment or Secrets Manager. Raises SettingsError."""
         return _secret(self.openai_api_key, self.openai_api_key_secret, "OPENAI_API_KEY")
 
     def signing_keys(self) -> list[str]:
         """The keys that session tokens are signed with; the first signs, all verify. Raises SettingsError."""
-        return _secret(self.signing_secret, self.signing_secret_arn, "SIGNING_SECRET").split()
+        secret = _secret(self.signing_secret, self.signing_secret_arn, "SIGNING_SECRET").strip()
+        keys = secret.split()
+        if secret[:1] in ("{", "[", '"') or any(len(key) < SHORTEST_KEY for key in keys):
+            raise SettingsError(
+                f"SIGNING_SECRET must be plain text, and each key in it must have {SHORTEST_KEY} characters or more. "
+                "`openssl rand -hex 32` makes one. A JSON secret does not work: store the key itself."
+            )
+        return keys
 
 
 @cache

@@ -35,7 +35,7 @@ SETTINGS = {
     "OPENAI_API_KEY": "none",
     "OPENAI_MODEL": "demo",
     "MODEL_RETRIES": "0",
-    "SIGNING_SECRET": "a-secret-of-the-proof",
+    "SIGNING_SECRET": "a-secret-of-the-proof-that-is-long-enough",
     "IDENTITY_SOURCES": "jwt,cognito,lambda,iam,token",
 }
 

@@ -715,18 +715,18 @@ class TestIdentityModes:
 
 
 class TestRetention:
-    def test_is_without_end_by_default(self, template: dict[str, Any]) -> None:
-        """Nothing expires unless somebody says after how many days."""
+    def test_is_the_functions_own_by_default(self, template: dict[str, Any]) -> None:
+        """Anonymous conversations go with their tokens, and nothing else expires unless somebody says when."""
         for name in ("ChatFunction", "SessionsFunction"):
-            assert _variables(render(template), name)["RETENTION_DAYS"] == 0
+            assert _variables(render(template), name)["RETENTION_DAYS"] == ""
             assert _variables(render(template, RetentionDays="30"), name)["RETENTION_DAYS"] == "30"
 
-    @pytest.mark.parametrize("days", ["0", "1", "36500"])
+    @pytest.mark.parametrize("days", ["-1", "0", "1", "36500"])
     def test_is_a_number_of_days(self, template: dict[str, Any], days: str) -> None:
         """From none to a hundred years."""
         assert refusals(template, RetentionDays=days) == []
 
-    @pytest.mark.parametrize("days", ["-1", "36501"])
+    @pytest.mark.parametrize("days", ["-2", "36501"])
     def test_takes_no_nonsense(self, template: dict[str, Any], days: str) -> None:
         """Other numbers are refused before anything is deployed."""
         assert refusals(template, RetentionDays=days) == ["RetentionDays"]

@@ -172,7 +172,7 @@ def deployed(engine: str, model_endpoint: str, patch: pytest.MonkeyPatch, **sett
         "OPENAI_API_KEY": "none",
         "OPENAI_MODEL": "demo",
         "MODEL_RETRIES": "0",
-        "SIGNING_SECRET": "a-secret-of-the-tests",
+        "SIGNING_SECRET": "a-secret-of-the-tests-that-is-long-enough",
     }
     configure(patch, **environment | settings)
     captured = io.StringIO()

@@ -186,7 +186,7 @@ def test_a_token_that_does_not_hold_is_refused(
     assert token
     bad = {"forged": token[:-2] + "xx", "empty": "", "of another secret": token}[fault]
     if fault == "of another secret":
-        configure(monkeypatch, SIGNING_SECRET="another")
+        configure(monkeypatch, SIGNING_SECRET="another" * 5)
     event = event_named("chat_first_request")
     event["headers"] |= {"x-session-token": bad} if carrier == "header" else {}
     event["cookies"] = [f"__Host-rehydrate={bad}"] if carrier == "cookie" else []

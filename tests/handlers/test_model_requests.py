@@ -84,6 +84,16 @@ def test_the_parameters_that_settings_choose_are_sent(
     assert {"temperature": 0.5, "reasoning_effort": "low", "max_tokens": 300}.items() <= request.items()
 
 
+def test_a_provider_is_told_who_asks_if_a_setting_says_so(
+    model: FaultyModel, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a hash, the one that the log line has: a provider can act on one caller's abuse, and learns no identity."""
+    configure(monkeypatch, MODEL_USER_PARAMETER="safety_identifier")
+    talk.say()
+    line = talk.say().line
+    assert [request["safety_identifier"] for request in model.requests] == [line["owner"]] * 2
+
+
 def test_a_server_that_cannot_stream_is_asked_for_one_piece(
     model: FaultyModel, talk: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

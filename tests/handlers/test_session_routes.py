@@ -737,3 +737,21 @@ class TestCors:
         assert reply.status == 204
         assert "PATCH" in reply.headers["access-control-allow-methods"]
         assert {"idempotency-key", "x-session-token"} <= set(reply.headers["access-control-allow-headers"].split(","))
+
+
+def test_deleting_everything_ends_an_anonymous_identity(service: Service) -> None:
+    """Whoever else has the old token, on a lost device for example, reaches nothing that is said from then on."""
+    old = service.say("My name is Ada").token
+    deleted = service.send("DELETE", "/sessions", token=old)
+    assert (deleted.status, bool(deleted.cookies)) == (204, True)
+    assert deleted.token
+    service.say("My dog is Rex", token=deleted.token)
+    assert service.send("GET", "/sessions", token=old).body["sessions"] == []
+    assert len(service.send("GET", "/sessions", token=deleted.token).body["sessions"]) == 1
+
+
+def test_deleting_everything_leaves_the_identity_that_somebody_else_gave(service: Service, monkeypatch: Any) -> None:
+    """A caller whom an authorizer lets in gets no token."""
+    configure(monkeypatch, IDENTITY_SOURCES="jwt")
+    service.say("My name is Ada", user="ada")
+    assert service.send("DELETE", "/sessions", user="ada").token is None
