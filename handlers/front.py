@@ -19,6 +19,8 @@ from handlers.problems import Kind, Problem, from_error
 from handlers.report import Exchange, log_exchange, logger
 from handlers.router import Target, plain_event, resolver_of, result_for, target_of
 from handlers.settings import Settings
+from handlers.trigger import answer as answer_other
+from handlers.trigger import is_request, is_websocket
 from memory.table import connect
 
 if TYPE_CHECKING:
@@ -50,13 +52,17 @@ class Front:
         return register
 
     def __call__(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        """Answer a request, whichever kind of API or load balancer sent it."""
+        """Answer a request, whichever kind of API or load balancer sent it. Raises UnexpectedEvent for what is none."""
         logger.remove_keys(["function_arn", "function_memory_size"])  # the same in every line of a log group
+        if not is_request(event):
+            return answer_other(event)
         return event_loop().run(self._resolve(Exchange(event=event, context=context)))
 
     async def _resolve(self, exchange: Exchange) -> dict[str, Any]:
         try:
             exchange.settings = process_settings()
+            if is_websocket(exchange.event):
+                raise _no_websocket()
             exchange.target = target_of(exchange.event, exchange.settings.base_path)
             resolver = self._resolver(exchange)
             return await resolver.resolve_async(plain_event(exchange.event, exchange.target), exchange.context)
@@ -113,6 +119,17 @@ def _no_route(target: Target) -> Problem:
         allow = ", ".join(methods)
         return Problem(kind=Kind.METHOD, detail=f"The path has no {target.method}; it has {allow}.", allow=allow)
     return Problem(kind=Kind.NOT_FOUND, detail="There is no such path here. GET /openapi.json lists those there are.")
+
+
+def _no_websocket() -> Problem:
+    """The problem of whoever opens a WebSocket or sends a message through one.
+
+    It is told to them rather than raised: nobody else would send the message again, and anybody could set off an alarm.
+    """
+    return Problem(
+        kind=Kind.NOT_FOUND,
+        detail="There is no WebSocket here. Send HTTP requests; GET /openapi.json lists the paths that there are.",
+    )
 
 
 def _is_at(path: str, route: str) -> bool:
