@@ -1,13 +1,24 @@
 """What an event says, wherever its kind of API puts it: headers, cookies, and what an authorizer established.
 
-An event may come from an HTTP API, a REST API or a function URL. Nothing here trusts its form: a part that is missing,
-or has another type than AWS documents, is absent.
+Nothing here trusts the form of an event: a part that is missing, or has another type than AWS documents, is absent.
 """
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
+from urllib.parse import unquote_plus
 
 Event = Mapping[str, Any]
+
+
+class Sender(Enum):
+    """What turns HTTP requests into events."""
+
+    HTTP_API = "HTTP API"
+    REST_API = "REST API"
+    FUNCTION_URL = "function URL"
+    LOAD_BALANCER = "load balancer"
+
 
 _AUTHORIZER = ("requestContext", "authorizer")
 
@@ -19,6 +30,26 @@ def mapping(value: Any, *names: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def text(value: Any) -> str:
+    """The value if it is a text; else an empty one."""
+    return value if isinstance(value, str) else ""
+
+
+def has_payload_2(event: Event) -> bool:
+    """Whether the event has payload format 2.0, which HTTP APIs and function URLs use."""
+    return event.get("version") == "2.0" or bool(mapping(event, "requestContext", "http"))
+
+
+def sender_of(event: Event) -> Sender:
+    """What sent the event. HTTP APIs may be set to payload format 1.0; REST APIs have the same, without its number."""
+    context = mapping(event, "requestContext")
+    if has_payload_2(event):
+        return Sender.FUNCTION_URL if ".lambda-url." in text(context.get("domainName")) else Sender.HTTP_API
+    if "elb" in context:
+        return Sender.LOAD_BALANCER
+    return Sender.HTTP_API if event.get("version") == "1.0" else Sender.REST_API
+
+
 def header(event: Event, name: str) -> str | None:
     """A header's value, whatever the case of its name; the first one if there are several."""
     for key, value in mapping(event, "headers").items():
@@ -28,6 +59,20 @@ def header(event: Event, name: str) -> str | None:
         if key.lower() == name and isinstance(values, list) and values:
             return str(values[0])
     return None
+
+
+def query(event: Event) -> dict[str, str]:
+    """The query's parameters; of several of one name the last, or as HTTP APIs have it, all of them with commas.
+
+    Load balancers alone leave them percent-encoded.
+    """
+    several = mapping(event, "multiValueQueryStringParameters").items()
+    found = {name: values[-1] for name, values in several if isinstance(values, list) and values}
+    found |= mapping(event, "queryStringParameters")
+    texts = {name: value for name, value in found.items() if isinstance(value, str)}
+    if sender_of(event) is not Sender.LOAD_BALANCER:
+        return texts
+    return {unquote_plus(name): unquote_plus(value) for name, value in texts.items()}
 
 
 def bearer(event: Event) -> str | None:
@@ -48,7 +93,12 @@ def cookies(event: Event) -> dict[str, str]:
 
 
 def jwt_claims(event: Event) -> Mapping[str, Any] | None:
-    """The claims that an HTTP API's JWT authorizer found; None if the API has no such authorizer."""
+    """The claims that an HTTP API's JWT authorizer found; None if the API has no such authorizer.
+
+    Payload format 1.0 has them where a REST API has those of a Cognito user pool.
+    """
+    if event.get("version") == "1.0":
+        return mapping(event, *_AUTHORIZER, "claims") or None
     return mapping(event, *_AUTHORIZER, "jwt", "claims") if mapping(event, *_AUTHORIZER, "jwt") else None
 
 

@@ -123,8 +123,8 @@ _PLACES: Mapping[str, dict[str, Any]] = {
 _STATUS_TEXT = {200: "Done", 201: "Made", 202: "Out of sight, and not finished", 204: "Gone"}
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI document."""
+def document(prefix: str = "") -> dict[str, Any]:
+    """The OpenAPI document of an API whose paths clients see behind `prefix`."""
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _operation(path, operation)
@@ -136,6 +136,8 @@ def document() -> dict[str, Any]:
             "description": "Conversations with an agent that remembers. What is not done is answered with a problem "
             "document (RFC 9457).",
         },
+        # Without a host: clients resolve it against the address of this document, and may see another host than we do.
+        "servers": [{"url": prefix or "/"}],
         "paths": paths,
         "security": [{"token": []}, {"cookie": []}, {"bearer": []}, {}],
         "components": {

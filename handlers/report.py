@@ -12,6 +12,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from handlers.identity import Caller
 from handlers.metrics import MEASURES, metrics
 from handlers.problems import Kind, Problem, cause
+from handlers.router import Target
 from handlers.settings import Settings
 from memory.turns import Session, Usage
 
@@ -33,6 +34,7 @@ class Exchange:
     event: dict[str, Any]
     context: LambdaContext
     settings: Settings = field(default_factory=Settings)
+    target: Target = field(default_factory=lambda: Target(method="", prefix="", path="/"))
     line: str = "request"
     """What the log line is about."""
     route: str | None = None

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from handlers.event import Event, header, mapping
+from handlers.event import Event, header, query
 from handlers.identity import TOKEN_HEADER, Caller
 from handlers.problems import Problem, bad_field, unauthorized
 from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_RULE
@@ -43,7 +43,7 @@ def read_body(event: Event, model: type[M], *, optional: bool = False) -> M:
 def read_query(event: Event, model: type[M]) -> M:
     """The request's query parameters. Raises a Problem that names the one that is wrong."""
     try:
-        return model.model_validate(dict(mapping(event, "queryStringParameters")))
+        return model.model_validate(query(event))
     except ValidationError as error:
         raise _from_validation(error, model) from error
 

@@ -53,9 +53,10 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 @front.route("GET", "/openapi.json")
-async def describe(_: Exchange) -> Response[str]:
+async def describe(exchange: Exchange) -> Response[str]:
     """What the API takes and gives."""
-    return Response(HTTPStatus.OK.value, "application/json", json.dumps(openapi.document()))
+    document = openapi.document(exchange.target.prefix)
+    return Response(HTTPStatus.OK.value, "application/json", json.dumps(document))
 
 
 @front.route("POST", "/sessions")

@@ -25,6 +25,8 @@ SECRET_SECONDS = 300
 SHORTEST_KEY = 32
 """Characters of a key that signs session tokens, at the least."""
 ORIGIN = re.compile(r"\*|https?://[^\s/,*]+")
+HEADER = re.compile(r"[A-Za-z0-9_-]+")
+BASE_PATH = re.compile(r"(/[^\s/?#%]+)+")
 
 
 class SettingsError(Exception):
@@ -100,6 +102,10 @@ class Settings(BaseModel):
     """
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     """Origins of the web pages that may call the service from a browser."""
+    cors_headers: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
+    """Headers that those pages may send beside the ones that the API reads, such as traceparent."""
+    base_path: str = ""
+    """A prefix of the API's paths that no API Gateway knows of, such as the /api of a CloudFront distribution."""
 
     instance: str = "local"
     """Name of this process in logs and turns."""
@@ -122,6 +128,23 @@ class Settings(BaseModel):
         if wrong := [origin for origin in origins if not ORIGIN.fullmatch(origin)]:
             raise ValueError(f"{wrong[0]!r} is no origin; one is https://www.example.com, and * is all of them")
         return origins
+
+    @field_validator("cors_headers")
+    @classmethod
+    def _are_header_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [name for name in names if not HEADER.fullmatch(name)]:
+            raise ValueError(f"{wrong[0]!r} is not the name of a header; one is traceparent")
+        return names
+
+    @field_validator("base_path")
+    @classmethod
+    def _is_a_base_path(cls, base_path: str) -> str:
+        if base_path and not BASE_PATH.fullmatch(base_path):
+            raise ValueError(f"{base_path!r} is not a path such as /api: it begins with a slash, and ends without one")
+        # DELETE /sessions/sessions would be two things: to delete one session, and behind the prefix, all of them.
+        if base_path.split("/")[1:2] == ["sessions"]:
+            raise ValueError("it cannot begin with /sessions, since paths of the API do; choose another prefix")
+        return base_path
 
     @property
     def retention(self) -> timedelta | None:

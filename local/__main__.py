@@ -81,7 +81,8 @@ async def _serve(options: Options, them: Backends, listener: socket.socket) -> N
         if not stop.is_set():
             await starting
             say(f"workers: {'; '.join(map(_who, pools.values()))}")
-            await _serve_until(stop, pools, poller, listener, them.servers)
+            gateway = Gateway(pools, base_path=env.get("BASE_PATH", ""))
+            await _serve_until(stop, pools, gateway, poller, listener, them.servers)
     except WorkerStartError as error:
         raise CannotRun(f"{error} What went wrong stands above.") from None
     finally:
@@ -114,6 +115,7 @@ async def _stop(pools: Iterable[WorkerPool]) -> None:
 async def _serve_until(
     stop: asyncio.Event,
     pools: Mapping[str, WorkerPool],
+    gateway: Gateway,
     poller: stream.StreamPoller,
     listener: socket.socket,
     servers: Sequence[guard.GuardedServer],
@@ -123,7 +125,7 @@ async def _serve_until(
         listener.listen(128)
     except OSError as error:
         raise backends.port_taken(listener.getsockname()[1], error.strerror) from None
-    server = _Server(_server_config(Gateway(pools)), stop)
+    server = _Server(_server_config(gateway), stop)
     polling = asyncio.create_task(poller.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(backends.first_to_end(servers))

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from handlers.router import target_of
 from local.functions import function_for
 from local.http_event import BadResponse, HttpResponse, event_of, response_of
 from local.pool import Outcome, WorkerPool
@@ -41,11 +42,13 @@ class _ClientGone(Exception):
 class Gateway:
     """An ASGI application over the functions' worker pools, by the names that `function_for` gives the functions.
 
-    The pools are started before the first request and stopped at the end by whoever made them.
+    The pools are started before the first request and stopped at the end by whoever made them. `base_path` is the
+    functions' BASE_PATH.
     """
 
-    def __init__(self, pools: Mapping[str, WorkerPool]) -> None:
+    def __init__(self, pools: Mapping[str, WorkerPool], *, base_path: str = "") -> None:
         self._pools = pools
+        self._base_path = base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,8 +69,8 @@ class Gateway:
             event = _event(scope, body)
         except _TooLarge:
             return _problem(413, f"The request is over {REQUEST_LIMIT} bytes (6 MB), the most that Lambda takes.")
-        pool = self._pools[function_for(scope["method"], scope["path"])]
-        return _response(await pool.invoke(event))
+        target = target_of(event, self._base_path)
+        return _response(await self._pools[function_for(target.method, target.path)].invoke(event))
 
 
 def _event(scope: Scope, body: bytes) -> dict[str, Any]:

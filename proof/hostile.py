@@ -20,6 +20,7 @@ from typing import Any
 
 from handlers import chat, openapi, report, sessions, snapshot
 from handlers.problems import CONTENT_TYPE, Kind
+from handlers.router import target_of
 from local import demo_model
 from local.functions import CHAT, function_for
 from local.worker import RESPONSE_LIMIT, LambdaContext
@@ -78,7 +79,7 @@ def prove(*, quick: bool) -> Section:
 
 def shapes() -> list[dict[str, Any]]:
     """The real events that a client's request makes."""
-    files = sorted(file for file in EVENTS.glob("*.json") if not file.name.startswith("sweep"))
+    files = sorted(file for file in EVENTS.glob("*.json") if file.name.startswith(("chat_", "sessions_")))
     return [json.loads(file.read_text()) for file in files]
 
 
@@ -137,8 +138,8 @@ def send(events: int, *, seed: int, log: io.StringIO) -> Found:
 
 
 def _handler(event: Any) -> Any:
-    method, path = _route(event)
-    return chat.handler if function_for(method, path) == CHAT else sessions.handler
+    target = target_of(event)
+    return chat.handler if function_for(target.method, target.path) == CHAT else sessions.handler
 
 
 def _context() -> LambdaContext:
@@ -148,15 +149,6 @@ def _context() -> LambdaContext:
         function_name="rehydrate",
         log_stream_name="proof",
     )
-
-
-def _route(event: Mapping[str, Any]) -> tuple[str, str]:
-    """The method and path that an event asks for, as its version has them."""
-    if event.get("version", "1.0") == "1.0":
-        return str(event.get("httpMethod")), str(event.get("path"))
-    context = event.get("requestContext")
-    http = context.get("http") if isinstance(context, dict) else None
-    return str(http.get("method") if isinstance(http, dict) else None), str(event.get("rawPath"))
 
 
 def faults(hostile: Hostile, result: Any) -> Iterator[str]:
@@ -189,13 +181,11 @@ def faults(hostile: Hostile, result: Any) -> Iterator[str]:
 
 def _documented(hostile: Hostile) -> set[int]:
     """The statuses that an event may get. Of the service's own faults none, since nothing here is out of order."""
-    method, path = _route(hostile.event)
+    target = target_of(hostile.event)
     allowed = {404, 405}
     for (known, pattern), operation in openapi.OPERATIONS.items():
-        if known == method and re.fullmatch(re.sub(r"{\w+}", "[^/]+", pattern), path.rstrip("/") or "/"):
+        if known == target.method and re.fullmatch(re.sub(r"{\w+}", "[^/]+", pattern), target.path):
             allowed = {*operation.responses, *(kind.status.value for kind in operation.problems)} - {502, 503, 504}
-            if path.endswith("/"):
-                allowed |= {404, 405}
     if not hostile.from_a_gateway:
         allowed |= {400, 401, 404, 405, 500}
     return allowed

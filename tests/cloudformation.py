@@ -133,7 +133,7 @@ def _evaluate(value: Any, parameters: dict[str, Any], conditions: dict[str, Any]
         case {"Fn::Split": [str(separator), text]}:
             return of(text).split(separator)
         case {"Fn::Join": [str(separator), list(texts)]}:
-            return separator.join(str(of(text)) for text in texts)
+            return separator.join(map(str, of(texts)))
         case {"Fn::Select": [int(index), items]}:
             return of(items)[index]
         case {"Fn::Sub": str(text)}:

@@ -220,14 +220,15 @@ class TestVersions:
             assert (after[0] != before[0]) == (after[1] != before[1]), parameter
 
     def test_have_descriptions_that_lambda_takes(self, template: dict[str, Any]) -> None:
-        """With both secrets, another server and three origins it is not longer than a description may be."""
-        origins = ",".join(f"https://{name}.example.com" for name in ("www", "admin", "staging"))
+        """With both secrets, another server, two origins and the headers of tracing it fits into a description."""
+        origins = ",".join(f"https://{name}.example.com" for name in ("www", "admin"))
         function = render(
             template,
             SigningSecretArn=f"{SECRET}-of-the-production-service-a1b2c3",
             OpenAiKeySecretArn=f"{KEY}-of-the-production-service-a1b2c3",
             OpenAiApiBase="https://models.internal.example.com/v1",
             CorsOrigins=origins,
+            CorsHeaders="traceparent,baggage,sentry-trace",
         )["Resources"]["ChatFunction"]["Properties"]
         assert len(function["VersionDescription"]) <= 256
 
@@ -750,6 +751,20 @@ class TestCors:
             "maxAge": 600,
         }
         assert _variables(deployed)["CORS_ORIGINS"] == origins
+
+    def test_allows_further_headers(self, template: dict[str, Any]) -> None:
+        """Those that a deployment names come after those that the API reads; the functions hear of them too."""
+        headers = "traceparent,baggage,sentry-trace"
+        deployed = render(template, CorsOrigins="https://example.com", CorsHeaders=headers)
+        allowed = _definition(deployed)["x-amazon-apigateway-cors"]["allowHeaders"]
+        assert allowed[-4:] == ["x-session-token", "traceparent", "baggage", "sentry-trace"]
+        for name in ("ChatFunction", "SessionsFunction"):
+            assert _variables(deployed, name)["CORS_HEADERS"] == headers
+
+    @pytest.mark.parametrize("headers", ["*", "trace parent", "traceparent, baggage", "traceparent,", "a:b"])
+    def test_takes_no_nonsense_for_headers(self, template: dict[str, Any], headers: str) -> None:
+        """What is not the name of a header is refused before anything is deployed."""
+        assert refusals(template, CorsHeaders=headers) == ["CorsHeaders"]
 
     def test_allows_the_methods_that_there_are(self, template: dict[str, Any]) -> None:
         """No route is out of a page's reach, and no method is allowed that no route has."""

@@ -219,6 +219,13 @@ EVENTS = {
     "chat_rest_lambda_authorizer": ("lambda", 200, "lambda"),
     "chat_rest_iam": ("iam", 200, "iam"),
     "chat_rest_trusted_header": ("header", 200, "header"),
+    "chat_custom_domain": ("token", 200, "new"),
+    "chat_named_stage": ("token", 200, "new"),
+    "chat_rest_custom_domain": ("token", 200, "new"),
+    "chat_payload_1_0_jwt": ("jwt", 200, "jwt"),
+    "chat_url_without_stage": ("token", 200, "new"),
+    "chat_alb_first_request": ("token", 200, "new"),
+    "chat_alb_multi_value_headers": ("token", 200, "new"),
     "chat_base64_body": ("token", 200, "new"),
     "chat_no_body": ("token", 400, None),
     "chat_broken_json": ("token", 400, None),
@@ -463,8 +470,19 @@ def test_another_route_is_a_problem(service: Service) -> None:
     assert "/openapi.json" in reply.body["detail"]
 
 
-def test_an_event_that_is_none_is_answered_cleanly(service: Service) -> None:
-    """Whatever is handed to the function, no stack trace gets out."""
-    reply = service.invoke({})
-    assert reply.status == 500
-    assert "Traceback" not in json.dumps(reply.body)
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"httpMethod": "POST"},
+        {"rawPath": "/chat"},
+        {"requestContext": {}},
+        {"requestContext": {"http": {"method": "POST", "path": "/chat"}}},
+        {"headers": {"content-type": "application/json"}, "body": '{"message": "Hello"}'},
+        {"version": "2.0", "rawPath": "", "requestContext": "x", "headers": 5},
+    ],
+)
+def test_a_request_of_which_parts_are_missing_is_answered_cleanly(service: Service, event: dict[str, Any]) -> None:
+    """What asks for no path that there is gets 404, and is no fault of the service."""
+    reply = service.invoke(event)
+    assert (reply.status, reply.body["type"]) == (404, "urn:rehydrate:problem:not-found")
+    assert reply.line["outcome"] == "not-found"

@@ -234,6 +234,17 @@ def test_the_claim_that_identifies_is_a_setting() -> None:
     assert identify(event, by_mail).owner == "jwt:ada%40example.com"
 
 
+def test_a_jwt_is_one_in_both_payload_formats() -> None:
+    """An HTTP API says who asks in payload format 1.0 too; the claims of a REST API are of no JWT authorizer."""
+    claims = {"iss": "https://login.example.com/", "sub": "a"}
+    event = {"headers": {}, "requestContext": {"authorizer": {"claims": claims, "scopes": None}}}
+    by_jwt = Settings(identity_sources="jwt")
+    assert identify(event | {"version": "1.0"}, by_jwt).owner == owner("jwt", {"claims": claims})
+    with pytest.raises(Problem) as refusal:
+        identify(event, by_jwt)
+    assert refusal.value.status == 401
+
+
 def test_the_user_comes_before_the_session_where_headers_are_trusted() -> None:
     """`x-user-id` is the owner; a caller who sends `x-session-id` alone owns that one session."""
     assert header_owner({"X-User-Id": "a", "x-session-id": "s"}) == header_owner({"x-user-id": "a"})

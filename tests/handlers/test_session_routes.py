@@ -695,7 +695,11 @@ EVENTS = {
     "sessions_list": ("jwt", 200),
     "sessions_url_list": ("iam", 200),
     "sessions_rest_turns": ("cognito", 200),
+    "sessions_custom_domain_turns": ("jwt", 200),
+    "sessions_rest_custom_domain_turns": ("cognito", 200),
+    "sessions_rest_proxy_turns": ("cognito", 200),
 }
+WITH_TOKEN = ["sessions_alb_list"]
 
 
 @pytest.mark.parametrize("name", EVENTS)
@@ -703,14 +707,25 @@ def test_the_events_of_the_examples_are_answered(service: Service, monkeypatch: 
     """HTTP APIs, REST APIs and function URLs get through to the routes, by the identity that each of them proves."""
     source, status = EVENTS[name]
     configure(monkeypatch, IDENTITY_SOURCES=source)
-    service.invoke(event_named("chat_rest_cognito"))  # so that the default session of the one user is there
+    # So that the default session of each of the two users is there.
+    service.invoke(event_named("chat_rest_cognito"))
+    service.invoke(event_named("chat_jwt") | {"body": '{"message": "Hello"}', "isBase64Encoded": False})
     reply = service.invoke(event_named(name))
     assert (reply.status, reply.line["identity"]) == (status, source)
 
 
+@pytest.mark.parametrize("name", WITH_TOKEN)
+def test_the_events_with_a_token_are_answered(service: Service, name: str) -> None:
+    """The examples that carry a token show the sessions of its owner."""
+    token = service.say("Hello").token
+    assert token
+    reply = service.invoke(json.loads(json.dumps(event_named(name)).replace("TOKEN", token)))
+    assert (reply.status, [one["id"] for one in reply.body["sessions"]]) == (200, ["default"])
+
+
 def test_every_example_event_is_tried() -> None:
     """No event of the sessions function lies in `events/` that these tests do not know."""
-    assert {file.stem for file in EVENT_FILES if file.stem.startswith("sessions")} == {*EVENTS}
+    assert {file.stem for file in EVENT_FILES if file.stem.startswith("sessions")} == {*EVENTS, *WITH_TOKEN}
 
 
 class TestCors:

@@ -48,6 +48,17 @@ def test_an_empty_variable_counts_as_absent() -> None:
         ("IDENTITY_SOURCES", "token,jwt"),
         ("TOKEN_DAYS", "0"),
         ("COOKIE_SECURE", "perhaps"),
+        ("CORS_HEADERS", "trace parent"),
+        ("CORS_HEADERS", "x-a: b"),
+        ("CORS_HEADERS", "*"),
+        ("BASE_PATH", "api"),
+        ("BASE_PATH", "/api/"),
+        ("BASE_PATH", "/"),
+        ("BASE_PATH", "//api"),
+        ("BASE_PATH", "/a%20b"),
+        ("BASE_PATH", "https://www.example.com/api"),
+        ("BASE_PATH", "/sessions"),
+        ("BASE_PATH", "/sessions/api"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(name: str, value: str) -> None:

@@ -111,6 +111,16 @@ def test_a_request_goes_to_the_function_that_it_is_for(
     assert int(response.headers["x-local-worker"]) in pool.pids
 
 
+def test_a_prefix_of_the_functions_is_the_gateways_too() -> None:
+    """Behind BASE_PATH, too, a turn goes to the chat function; its event keeps the path that the client asked for."""
+    with running_gateway(workers=1, base_path="/api") as running:
+        turn = CLIENT.post(f"{running.url}/api/chat", params={"do": "/echo"})
+        assert int(turn.headers["x-local-worker"]) in running.chat.pids
+        assert turn.json()["rawPath"] == "/api/chat"
+        other = CLIENT.post(f"{running.url}/api/sessions", params={"do": "/echo"})
+        assert int(other.headers["x-local-worker"]) in running.pool.pids
+
+
 def test_a_killed_worker_of_sessions_does_not_disturb_chat(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
     """A turn that is being answered is answered by the worker that began it, while the other function's are killed."""
     with running_gateway(workers=1) as running:
