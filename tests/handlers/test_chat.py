@@ -486,3 +486,18 @@ def test_a_request_of_which_parts_are_missing_is_answered_cleanly(service: Servi
     reply = service.invoke(event)
     assert (reply.status, reply.body["type"]) == (404, "urn:rehydrate:problem:not-found")
     assert reply.line["outcome"] == "not-found"
+
+
+def test_a_message_of_too_many_tokens_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some characters are several tokens, and tokens are what costs. The answer names the limit and its setting."""
+    configure(monkeypatch, MAX_MESSAGE_TOKENS="100")
+    reply = service.say("\U0001f9ff" * 60)
+    assert (reply.status, reply.body["field"]) == (413, "message")
+    assert "100 are allowed (MAX_MESSAGE_TOKENS)" in reply.body["detail"]
+    assert service.say("a " * 60, token=reply.token).status == 200
+
+
+def test_a_message_never_takes_more_than_the_model_has_left(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a small model cannot take is refused before the model is asked."""
+    configure(monkeypatch, CONTEXT_WINDOW="300", TOKEN_LIMIT="100", MAX_ANSWER_TOKENS="100")
+    assert service.say("a " * 150).status == 413
