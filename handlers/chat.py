@@ -12,7 +12,7 @@ from handlers.agent import build_agent
 from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progress
 from handlers.front import Front, deadline, identified, json_response, table_client
 from handlers.model import chat_model
-from handlers.problems import ADVICE, AGAIN, KEPT, Kind, Problem, bad_field, unauthorized, unavailable
+from handlers.problems import ADVICE, AGAIN, HINTS, KEPT, Kind, Problem, bad_field, unauthorized, unavailable
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
 from handlers.run import AgentFailed, ModelNoted
@@ -87,6 +87,8 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
             ) from error
         except AgentFailed as error:
             exchange.facts |= error.facts
+            if error.code in HINTS:
+                exchange.facts["hint"] = HINTS[error.code]
             if error.code == "prompt_refused" and (window := conversation.progress.window):
                 exchange.facts["window_turns"] = [turn.number for turn in window.turns]
             raise Problem(

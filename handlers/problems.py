@@ -227,6 +227,17 @@ ADVICE: Mapping[str, str] = {
 """What would help with a failed turn, by its code; `AGAIN` is the advice for all others."""
 
 
+HINTS: Mapping[str, str] = {
+    "prompt_too_long": "the model takes less than CONTEXT_WINDOW says, or TOKEN_LIMIT is too large for it",
+    "parameter_refused": "unset or change the setting of refused_parameter (MODEL_TEMPERATURE, MODEL_REASONING_EFFORT, ...)",
+    "prompt_refused": "the turns of window_turns may hold what the server refuses; GET /sessions/{id}/export shows them",
+    "model_access": "check the API key, OPENAI_MODEL and OPENAI_API_BASE",
+    "model_quota": "the account at the model's provider has used up its quota",
+    "answer_limit": "MAX_ANSWER_TOKENS is too small for this model, whose thinking counts too",
+}
+"""What an operator can do about a failed turn, by its code."""
+
+
 def cause(error: BaseException | None) -> list[dict[str, Any]]:
     """An error and what led to it, for a log: kinds, codes and places, never a text, since texts quote messages."""
     found: list[dict[str, Any]] = []

@@ -27,6 +27,8 @@ INLINE_BYTES = 64_000
 """Payload that a turn's own item takes. More goes into parts, which cost a load nothing where the turn does not fit."""
 PART_BYTES = 380_000
 """Payload that a part takes; DynamoDB's limit for an item is 400 KiB, names and keys included."""
+LARGEST_TURN = 64 * 1024 * 1024
+"""Bytes of messages that are unpacked, at the most: many times what an invocation can have stored."""
 LONGEST_SESSION = 1_000
 """Bytes of an encoded session id; a partition key takes 2,048 in all."""
 RECENT_REQUESTS = 16
@@ -252,7 +254,10 @@ def recall(state: State, request_id: str) -> list[int]:
 
 def _messages(payload: bytes, encoding: str | None) -> tuple[Message, ...]:
     if encoding == "zlib":
-        payload = zlib.decompress(payload)
+        unpacking = zlib.decompressobj()
+        payload = unpacking.decompress(payload, LARGEST_TURN)
+        if not unpacking.eof:
+            raise ValueError(f"more than {LARGEST_TURN} bytes, or a broken end")
     elif encoding is not None:
         raise ValueError(f"unknown encoding {encoding!r}")
     return tuple(json.loads(payload))

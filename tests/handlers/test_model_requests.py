@@ -178,6 +178,7 @@ def test_the_log_names_the_parameter_that_a_server_refused(
     reply = talk.say()
     assert (reply.body["code"], reply.line["refused_parameter"]) == ("parameter_refused", parameter)
     assert "operator" in reply.body["detail"]
+    assert "setting" in reply.line["hint"]
     assert len(model.received) == 1
 
 
