@@ -229,8 +229,8 @@ ADVICE: Mapping[str, str] = {
 
 HINTS: Mapping[str, str] = {
     "prompt_too_long": "the model takes less than CONTEXT_WINDOW says, or TOKEN_LIMIT is too large for it",
-    "parameter_refused": "unset or change the setting of refused_parameter (MODEL_TEMPERATURE, MODEL_REASONING_EFFORT, ...)",
-    "prompt_refused": "the turns of window_turns may hold what the server refuses; GET /sessions/{id}/export shows them",
+    "parameter_refused": "unset or change the setting of refused_parameter, such as MODEL_TEMPERATURE or MODEL_STREAMING",
+    "prompt_refused": "one of the turns in window_turns may hold what the server refuses; export the session to see",
     "model_access": "check the API key, OPENAI_MODEL and OPENAI_API_BASE",
     "model_quota": "the account at the model's provider has used up its quota",
     "answer_limit": "MAX_ANSWER_TOKENS is too small for this model, whose thinking counts too",
