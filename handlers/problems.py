@@ -229,7 +229,7 @@ ADVICE: Mapping[str, str] = {
 
 HINTS: Mapping[str, str] = {
     "prompt_too_long": "the model takes less than CONTEXT_WINDOW says, or TOKEN_LIMIT is too large for it",
-    "parameter_refused": "unset or change the setting of refused_parameter, such as MODEL_TEMPERATURE or MODEL_STREAMING",
+    "parameter_refused": "change the setting of refused_parameter, such as MODEL_TEMPERATURE or MODEL_STREAMING",
     "prompt_refused": "one of the turns in window_turns may hold what the server refuses; export the session to see",
     "model_access": "check the API key, OPENAI_MODEL and OPENAI_API_BASE",
     "model_quota": "the account at the model's provider has used up its quota",
