@@ -16,12 +16,12 @@ from handlers.settings import SECRET_SECONDS
 
 TURN_LINE_BYTES = 1_187
 """The turn's own log line, as the chat function writes it; 500 of them say which of its members are metrics."""
-ACCESS_LINE_BYTES = 175
+ACCESS_LINE_BYTES = 204
 """The line of the API's access log, in the template's format."""
 PLATFORM_LINES_BYTES = 380
 """Lambda's `platform.start` and `platform.report`, by the form that AWS documents for them."""
 LOG_BYTES = TURN_LINE_BYTES + ACCESS_LINE_BYTES + PLATFORM_LINES_BYTES
-METRICS = 14
+METRICS = 15
 """Those that CloudWatch takes from the lines, each of which it counts for a month that it has a value in."""
 PROMPT_TOKENS = 310
 """The example agent's system prompt and the descriptions of its tools."""

@@ -44,6 +44,7 @@ def test_an_environment_sets_only_what_the_template_has(stage: str) -> None:
     parameters = _template("template.yaml")["Parameters"]
     overrides = dict(one.split("=", 1) for one in _config()[stage]["global"]["parameters"]["parameter_overrides"])
     assert set(overrides) <= set(parameters)
+    assert overrides["PermissionsBoundary"] == f"rehydrate-{stage}-boundary", "as .github/access.yaml calls it"
     for name, value in overrides.items():
         allowed = parameters.get(name, {}).get("AllowedValues")
         assert allowed is None or value in map(str, allowed)

@@ -111,8 +111,9 @@ class TestTable:
         assert table["Properties"]["BillingMode"] == "PAY_PER_REQUEST"
 
     def test_outlives_the_stack(self, table: Resource) -> None:
-        """Neither deleting the stack nor replacing the table deletes a conversation."""
+        """Neither deleting the stack nor replacing the table deletes a conversation; nor does a call that names it."""
         assert (table["DeletionPolicy"], table["UpdateReplacePolicy"]) == ("Retain", "Retain")
+        assert table["Properties"]["DeletionProtectionEnabled"] is True
 
     def test_has_the_keys_of_the_turn_log(self, table: Resource) -> None:
         """The deployed table has the keys and the index of the one that the tests and `make run` create."""
@@ -540,11 +541,13 @@ class TestLogs:
             assert group in of_type(template, "AWS::Logs::LogGroup")
 
     def test_hold_no_message(self, template: dict[str, Any]) -> None:
-        """Access logs say that a request came, and nothing of its headers, body or caller's address."""
+        """Access logs say that a request came and from which address, and nothing of its headers, body or claims."""
         for api in of_type(template, "AWS::Serverless::HttpApi").values():
-            text = api["Properties"]["AccessLogSettings"]["Format"]
-            assert "sourceIp" not in text
-            assert "authorizer" not in text
+            line = json.loads(api["Properties"]["AccessLogSettings"]["Format"])
+            assert {value.removeprefix("$context.") for value in line.values()} == {
+                *("requestId", "requestTime", "identity.sourceIp", "httpMethod", "path", "status"),
+                *("responseLength", "responseLatency", "integrationErrorMessage"),
+            }
 
 
 def _variables(template: dict[str, Any], name: str = "ChatFunction") -> dict[str, Any]:
@@ -557,6 +560,12 @@ class TestSigningSecret:
         assert of_type(render(template, SigningSecretArn=SECRET), "AWS::SecretsManager::Secret") == {}
         (secret,) = of_type(render(template), "AWS::SecretsManager::Secret").values()
         assert secret["Properties"]["GenerateSecretString"]["PasswordLength"] >= 32
+
+    def test_has_a_name_of_its_stack_alone(self, template: dict[str, Any]) -> None:
+        """Rights of a stage go by the stack's name; and the secret of a stack that was deleted has another name."""
+        secret = template["Resources"]["SigningSecret"]["Properties"]
+        identity = {"Fn::Select": [2, {"Fn::Split": ["/", {"Ref": "AWS::StackId"}]}]}
+        assert secret["Name"] == {"Fn::Join": ["-", [{"Ref": "AWS::StackName"}, "signing", identity]]}
 
     @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "token"], indirect=True)
     def test_is_of_mode_token_alone(self, template: dict[str, Any], mode: str) -> None:
