@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -25,7 +25,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     VideoBlock,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.memory import Memory
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.utils import get_tokenizer
@@ -305,10 +305,30 @@ class DynamoDBChatStore(_EntryChatStore):
         return Session(owner=self.owner, id=key)
 
 
+def clean_text(text: str) -> str:
+    """The text without lone surrogates, which cannot be encoded as UTF-8 and so can be neither stored nor sent.
+
+    Two halves of a character that stand side by side become that character; any other half becomes U+FFFD.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def clean_message(message: ChatMessage) -> ChatMessage:
+    """A copy of the message in which every text is clean, in any kind of block and in its additional arguments.
+
+    Whoever accepts a message cleans it first, so that it is stored, counted and sent to the model with the same text.
+    """
+    cleaned: ChatMessage = _cleaned(message)
+    return cleaned
+
+
 def encode_message(message: ChatMessage) -> Message:
-    """A message as the log keeps it: JSON, without the lone surrogates that no encoding and no model takes."""
-    text = json.dumps(message.model_dump(mode="json"), ensure_ascii=False)
-    stored: Message = json.loads(text.encode("utf-8", "replace"))
+    """A message as the log keeps it: JSON."""
+    stored: Message = clean_message(message).model_dump(mode="json")
     return stored
 
 
@@ -331,6 +351,19 @@ def turn_memory(store: TurnChatStore, session: Session) -> Memory:
     return Memory.from_defaults(
         session_id=session.id, chat_store=store, token_limit=NEVER_REACHED, tokenizer_fn=lambda _: []
     )
+
+
+def _cleaned(value: Any) -> Any:
+    """A copy of the value with all of its texts clean."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _cleaned(field) for name, field in value})
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(one) for one in value]  # a tuple is stored as a list, too
+    return value
 
 
 def _entries_of(turns: Sequence[Turn]) -> list[_Entry]:
@@ -383,7 +416,7 @@ def _grouped(messages: Iterable[ChatMessage]) -> list[list[ChatMessage]]:
 
 def _turn(messages: Sequence[ChatMessage], status: MessageStatus) -> Turn:
     """A turn that holds these messages and that nobody asked for."""
-    now = utc_now()
+    now, messages = utc_now(), [clean_message(message) for message in messages]
     return Turn(
         generation=0,
         number=0,
