@@ -23,6 +23,8 @@ from pydantic import Field
 from pydantic_core import from_json
 
 from handlers.settings import Settings
+from handlers.surrogates import clean_json
+from memory.chat_store import clean_message
 
 LONGEST_PAUSE_SECONDS = 5.0
 """A model's server that asks for a longer one before the next request is not waited for: the turn fails at once."""
@@ -52,7 +54,11 @@ class ChatModel(OpenAI):
         )
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        return _whole(await super().astream_chat(messages, **kwargs))
+        return _clean(_whole(await super().astream_chat(messages, **kwargs)))
+
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        response: ChatResponse = await super().achat(messages, **kwargs)
+        return response.model_copy(update={"message": _clean_message(response.message)})
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -65,6 +71,21 @@ class ChatModel(OpenAI):
             call if _is_object(arguments) else call.model_copy(update={"tool_kwargs": {NO_OBJECT: arguments}})
             for call, arguments in zip(calls, given, strict=True)
         ]
+
+
+async def _clean(pieces: ChatResponseAsyncGen) -> ChatResponseAsyncGen:
+    """The pieces without lone surrogates: what they say is sent again, given to tools, counted and stored."""
+    async for piece in pieces:
+        yield piece.model_copy(update={"message": _clean_message(piece.message)})
+
+
+def _clean_message(message: ChatMessage) -> ChatMessage:
+    """The message without lone surrogates, whether as they are or escaped in the JSON of a tool's arguments."""
+    message = clean_message(message)
+    for block in message.blocks:
+        if isinstance(block, ToolCallBlock) and isinstance(block.tool_kwargs, str):
+            block.tool_kwargs = clean_json(block.tool_kwargs)
+    return message
 
 
 async def _whole(pieces: ChatResponseAsyncGen) -> ChatResponseAsyncGen:

@@ -58,6 +58,9 @@ class Settings(BaseModel):
     token_limit: int = Field(default=10_000, ge=0)
     """Tokens of earlier turns that the model is shown."""
     max_message_chars: int = Field(default=32_000, gt=0)
+    max_tool_result_chars: int = Field(default=100_000, ge=100)
+    """Characters of a tool's result that the model is shown and that are stored; the middle of a longer one is left
+    out."""
     turn_wait_seconds: float = Field(default=12, ge=0)
     """How long a request waits for another one of its session; longer than the 10 s of a dead invocation's lease."""
 

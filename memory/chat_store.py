@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
@@ -305,6 +305,22 @@ class DynamoDBChatStore(_EntryChatStore):
         return Session(owner=self.owner, id=key)
 
 
+def clean_text(text: str) -> str:
+    """The text without lone surrogates, which no encoding and no model takes; two that are a pair become one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def clean_message(message: ChatMessage) -> ChatMessage:
+    """The message with only clean texts, in whatever block they are."""
+    given = message.model_dump()
+    cleaned = _clean(given)
+    return message if cleaned == given else ChatMessage.model_validate(cleaned)
+
+
 def encode_message(message: ChatMessage) -> Message:
     """A message as the log keeps it: JSON, without the lone surrogates that no encoding and no model takes."""
     text = json.dumps(message.model_dump(mode="json"), ensure_ascii=False)
@@ -411,6 +427,14 @@ async def _until_applied(change: Callable[[], Awaitable[T]]) -> T:
             if clock() >= give_up:
                 raise
             await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - jitter, so that writers do not march in step
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, dict):
+        return {_clean(key): _clean(entry) for key, entry in value.items()}
+    return [_clean(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _message_tokens(message: ChatMessage) -> int:
