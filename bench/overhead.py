@@ -114,6 +114,7 @@ class Case:
             build_agent=lambda: build_agent(self._model),
             instance=stored.INSTANCE,
             token_limit=self._limit,
+            max_result_chars=100_000,
             wait_seconds=1,
             deadline=asyncio.get_running_loop().time() + INVOCATION_SECONDS,
         )

@@ -12,17 +12,21 @@ from handlers.agent import build_agent
 from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progress
 from handlers.front import Front, deadline, identified, json_response, table_client
 from handlers.model import chat_model
-from handlers.problems import ADVICE, AGAIN, HINTS, KEPT, Kind, Problem, bad_field, unauthorized, unavailable
+from handlers.problems import ADVICE, AGAIN, HINTS, KEPT, Kind, Problem, bad_field, cause, unauthorized, unavailable
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
-from handlers.run import AgentFailed, ModelNoted
+from handlers.run import AgentFailed, ModelNoted, ToolReturned
 from handlers.settings import Settings
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
+from handlers.tools import ToolError
 from handlers.tracing import step
 from memory.chat_store import count_tokens
 from memory.dynamodb import DynamoDBTurnLog
 from memory.turns import Request, Session
+
+MAX_FAILED_TOOLS = 10
+"""How many a log line tells of."""
 
 front = Front()
 register_hooks()
@@ -80,6 +84,8 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
                             exchange.facts["hint"] = "the answer was cut short"
                         elif "missing_tool_calls" in happened.notes:
                             exchange.facts["hint"] = "the model announced tool calls and made none"
+                    elif isinstance(happened, ToolReturned):
+                        note_tool(exchange.facts, happened)
             return answer(exchange, ask, answered)
         except NoTimeLeft as error:
             raise unavailable(
@@ -103,6 +109,17 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
             note(exchange.facts)
 
 
+def note_tool(facts: dict[str, Any], returned: ToolReturned) -> None:
+    """What the log line says of a tool: how it failed, and how much of its result the model was not shown."""
+    if returned.left_out:
+        facts["tool_chars_left_out"] = facts.get("tool_chars_left_out", 0) + returned.left_out
+        facts["hint"] = "a tool's result was longer than MAX_TOOL_RESULT_CHARS"
+    if returned.error and len(failed := facts.setdefault("failed_tools", [])) < MAX_FAILED_TOOLS:
+        failed.append({"tool": returned.name, "cause": cause(returned.error)})
+    if returned.error and not isinstance(returned.error, ToolError):
+        facts["hint"] = "a tool failed"
+
+
 def begin(exchange: Exchange) -> Conversation:
     """What this invocation takes its turn with; only clients and settings are kept from one to the next."""
     settings = exchange.settings
@@ -115,6 +132,7 @@ def begin(exchange: Exchange) -> Conversation:
         build_agent=lambda: build_agent(model),
         instance=settings.instance,
         token_limit=settings.token_limit,
+        max_result_chars=settings.max_tool_result_chars,
         wait_seconds=settings.turn_wait_seconds,
         deadline=deadline(exchange.context),
         progress=Progress(traced=step),

@@ -10,12 +10,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.memory import Memory
 
 from handlers.model_answer import finish_reason
 from handlers.run import AgentFailed, Happened, run_agent
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
+from handlers.tools import Agent
 from memory.chat_store import TurnChatStore, count_tokens, decode_message, encode_message, turn_memory
 from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLog, Window, take_turn, utc_now
 
@@ -73,9 +74,11 @@ class Conversation:
     """What a turn is taken with: the log, an agent, and limits. `deadline` is a time of the event loop's clock."""
 
     log: TurnLog
-    build_agent: Callable[[], BaseWorkflowAgent]
+    build_agent: Callable[[], Agent]
     instance: str
     token_limit: int
+    max_result_chars: int
+    """Of a tool's result."""
     wait_seconds: float
     deadline: float
     progress: Progress = field(default_factory=Progress)
@@ -98,10 +101,9 @@ class Conversation:
         store, failure = TurnChatStore(window), None
         try:
             with progress.timing("agent"):
-                memory, until = turn_memory(store, session), self.deadline - COMMIT_SECONDS
                 async with (
                     keep_lease(self.log, claim) as lease,
-                    aclosing(run_agent(self.build_agent, message, memory, until=until, lease=lease)) as events,
+                    aclosing(self._run(message, turn_memory(store, session), lease)) as events,
                 ):
                     async for event in events:
                         yield event
@@ -127,6 +129,16 @@ class Conversation:
             return await take_turn(
                 self.log, ask.session, ask.request, token_limit=self.token_limit, patience=patience, title=ask.message
             )
+
+    def _run(self, message: str, memory: Memory, lease: asyncio.Task[None]) -> AsyncGenerator[Happened]:
+        return run_agent(
+            self.build_agent,
+            message,
+            memory,
+            until=self.deadline - COMMIT_SECONDS,
+            lease=lease,
+            max_result_chars=self.max_result_chars,
+        )
 
     async def _commit(self, claim: Claim, turn: Turn) -> Turn:
         """The stored turn. Whether it was stored is not known where the time runs out: a retry under its key tells."""

@@ -24,6 +24,8 @@ from llama_index.core.base.llms.types import (
 from pydantic_core import from_json
 
 from handlers.provider_fields import CALL_FIELDS, FIELD, FIELDS, MESSAGE_FIELDS, ORIGIN, combined
+from handlers.surrogates import clean
+from memory.chat_store import clean_message, clean_text
 
 NOTES = "notes"
 """Where a message keeps what its log line says: a truncating `finish_reason`, a `refusal`, `missing_tool_calls`."""
@@ -234,7 +236,8 @@ class Answer:
         blocks += [
             ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in calls
         ]
-        return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=self._extra(calls))
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=self._extra(calls))
+        return clean_message(message)
 
     def _think(self, delta: Any) -> str:
         """Take the thinking of a delta, and the provider's fields that have to come back."""
@@ -316,19 +319,18 @@ def json_object(arguments: str) -> str | None:
     if isinstance(value, str):
         return json_object(value) if value != arguments else None
     # Half an emoji as an escape: Python reads it, and no encoding takes it.
-    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
-    return text if isinstance(value, dict) else None
+    return json.dumps(clean(value), ensure_ascii=False) if isinstance(value, dict) else None
 
 
 def object_or_told(arguments: Any) -> str:
     """Arguments of one call as a JSON object; those that are none become the one argument that says so."""
-    text = _text_of(arguments).strip() or "{}"
+    text = clean_text(_text_of(arguments)).strip() or "{}"
     return json_object(text) or json.dumps({NOT_AN_OBJECT: text}, ensure_ascii=False)
 
 
 def _separated(arguments: str) -> list[str]:
     """The arguments of a call; of several, if a server ran those of parallel calls together."""
-    text = arguments.strip()
+    text = clean_text(arguments).strip()
     if text.startswith("{") and json_object(text) is None:
         decoder, found, at = json.JSONDecoder(strict=False), list[str](), 0
         try:

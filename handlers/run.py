@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 import openai
 from llama_index.core.agent.workflow import AgentOutput, AgentStream, ToolCall, ToolCallResult
-from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
 from llama_index.core.memory import Memory
 from workflows.errors import WorkflowRuntimeError
 from workflows.handler import WorkflowHandler
 
 from handlers.model_answer import NOTES, BrokenAnswer
 from handlers.model_errors import refusal_of
+from handlers.results import ShortenedOutput
+from handlers.tools import Agent, ToolFailed, with_guarded_tools
 from memory.turns import LeaseLost
 
 T = TypeVar("T")
@@ -67,22 +68,32 @@ class ToolReturned:
 
     name: str
     failed: bool
+    error: BaseException | None = None
+    """What the tool raised; None if it returned, or if there is no such tool."""
+    left_out: int = 0
+    """Characters of the result that the model is not shown."""
 
 
 Happened = TextDelta | ModelNoted | ToolCalled | ToolReturned
 
 
 async def run_agent(
-    build: Callable[[], BaseWorkflowAgent], message: str, memory: Memory, *, until: float, lease: asyncio.Future[None]
+    build: Callable[[], Agent],
+    message: str,
+    memory: Memory,
+    *,
+    until: float,
+    lease: asyncio.Future[None],
+    max_result_chars: int,
 ) -> AsyncGenerator[Happened]:
     """Build an agent, run it on one message, and yield what happens.
 
-    `until` is a time of the event loop's clock, in seconds. Raises AgentFailed where the agent does, or is not done by
+    `until` is a time of the event loop's clock, in seconds. Raises AgentFailed if the agent does, or is not done by
     then; and what ends the `lease` early. However it ends, the run is cancelled and awaited first.
     """
     run: WorkflowHandler | None = None
     try:
-        run = build().run(user_msg=message, memory=memory)
+        run = with_guarded_tools(build(), max_chars=max_result_chars).run(user_msg=message, memory=memory)
         events = run.stream_events()
         while (event := await _first(anext(events, None), lease, until)) is not None:
             if isinstance(event, AgentStream):
@@ -92,7 +103,7 @@ async def run_agent(
                 if notes := event.response.additional_kwargs.get(NOTES):
                     yield ModelNoted(notes=notes)
             elif isinstance(event, ToolCallResult):
-                yield ToolReturned(name=event.tool_name, failed=event.tool_output.is_error)
+                yield _returned(event)
             elif isinstance(event, ToolCall):
                 yield ToolCalled(name=event.tool_name)
         # The stream ends in silence where the model failed: only the run itself raises.
@@ -104,6 +115,17 @@ async def run_agent(
     finally:
         if run is not None and not run.is_done():
             await run.cancel_run(timeout=CANCEL_SECONDS)
+
+
+def _returned(event: ToolCallResult) -> ToolReturned:
+    """What is to be known of a tool's result."""
+    output = event.tool_output
+    return ToolReturned(
+        name=event.tool_name,
+        failed=output.is_error,
+        error=output.exception.__cause__ if isinstance(output.exception, ToolFailed) else None,
+        left_out=output.left_out if isinstance(output, ShortenedOutput) else 0,
+    )
 
 
 def _failure(error: Exception) -> AgentFailed:

@@ -75,6 +75,9 @@ class Settings(BaseModel):
     max_message_chars: int = Field(default=32_000, gt=0)
     max_message_tokens: int = Field(default=16_000, gt=0)
     """The longest message in tokens: some characters are several. Never more than the model's context leaves."""
+    max_tool_result_chars: int = Field(default=100_000, ge=100)
+    """Characters of a tool's result that the model is shown and that are stored; the middle of a longer one is left
+    out."""
     turn_wait_seconds: float = Field(default=12, ge=0)
     """How long a request waits for another one of its session; longer than the 10 s of a dead invocation's lease."""
 

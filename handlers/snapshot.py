@@ -81,6 +81,7 @@ async def _dry_run() -> None:
             turn_memory(store, session),
             until=loop.time() + DRY_RUN_SECONDS,
             lease=loop.create_future(),
+            max_result_chars=1000,
         )
         async for _ in run:
             pass

@@ -210,7 +210,7 @@ MODEL_FAULTS = (
     Fault(
         name="arguments that the tool does not take",
         arm=model(calls("total", '{"number": 1}')),
-        outcome=told("unexpected keyword"),
+        outcome=told("unexpected argument"),
     ),
     Fault(name="a tool that there is not", arm=model(calls("order_status", "{}")), outcome=told("not found")),
     Fault(

@@ -29,7 +29,10 @@ class Exchange:
         self._handler.wfile.write(body.encode())
 
     def stream(self, events: Sequence[str], end: End) -> None:
-        """Server-sent events, each a chunk of its own."""
+        """Server-sent events, each a chunk of its own; one response to a client that asked for no stream."""
+        if not self.asked.get("stream"):
+            self.respond(200, completion(events))
+            return
         self._head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"})
         for event in [*events, *(["[DONE]"] if end == "done" else [])]:
             self._chunk(f"data: {event}\n\n".encode())
@@ -121,6 +124,26 @@ def chunk(delta: Mapping[str, Any], finish: str | None = None) -> str:
     return json.dumps({**frame, "choices": [choice]})
 
 
+def completion(events: Sequence[str]) -> str:
+    """What a stream of these events comes to, as one response."""
+    message: dict[str, Any] = {"role": "assistant", "content": None}
+    calls: dict[int, dict[str, Any]] = {}
+    finish = None
+    for event in map(json.loads, events):
+        (choice,) = event["choices"]
+        finish = choice["finish_reason"] or finish
+        if text := choice["delta"].get("content"):
+            message["content"] = (message["content"] or "") + text
+        for call in choice["delta"].get("tool_calls", []):
+            known = calls.setdefault(call["index"], call)
+            if known is not call:
+                known["function"]["arguments"] += call["function"]["arguments"]
+    if calls:
+        message["tool_calls"] = list(calls.values())
+    frame = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "faulty"}
+    return json.dumps({**frame, "choices": [{"index": 0, "message": message, "finish_reason": finish}]})
+
+
 def says(text: str, *, finish: str | None = "stop", end: End = "done") -> Answer:
     """An answer in words, which stops for a reason (or says none) and ends in some way."""
     events = [chunk({"role": "assistant", "content": ""})]
@@ -129,10 +152,13 @@ def says(text: str, *, finish: str | None = "stop", end: End = "done") -> Answer
     return lambda exchange: exchange.stream(events, end)
 
 
-def calls(tool: str, arguments: str, *, finish: str | None = "tool_calls", end: End = "done") -> Answer:
-    """A call of a tool."""
+def calls(
+    tool: str, arguments: str, *, beside: str = "", finish: str | None = "tool_calls", end: End = "done"
+) -> Answer:
+    """A call of a tool, and a text beside it."""
     function = {"name": tool, "arguments": ""}
     events = [
+        *([chunk({"content": beside})] if beside else []),
         chunk({"role": "assistant", "content": None, "tool_calls": [_call(function, id="call_1", type="function")]}),
         chunk({"tool_calls": [_call({"arguments": arguments})]}),
         *([chunk({}, finish)] if finish else []),

@@ -16,6 +16,7 @@ from handlers import conversation
 from handlers.conversation import Answered, Ask, Conversation
 from handlers.model import ChatModel
 from handlers.run import AgentFailed, TextDelta, ToolCalled, ToolReturned
+from handlers.tools import ToolError
 from memory.dynamodb import DynamoDBTurnLog
 from memory.turns import LeaseLost, Request, TableUnavailable, Turn, TurnStatus
 from tests.conftest import Store, say, store_at, text_message
@@ -48,6 +49,7 @@ def begin(
         build_agent=lambda: FunctionAgent(tools=list(tools), llm=llm, **options),
         instance="test",
         token_limit=10_000,
+        max_result_chars=10_000,
         wait_seconds=5,
         deadline=asyncio.get_running_loop().time() + seconds,
     )
@@ -100,10 +102,11 @@ async def test_a_tool_that_raises_is_told_to_the_model(store: Store, llm: ChatMo
 
     def total(numbers: list[float]) -> float:
         """The sum."""
-        raise ValueError("no sums today")
+        raise ToolError("no sums today")
 
     events = await everything(begin(store, llm, total), asking(store, "add up 1 and 2"))
-    assert ToolReturned(name="total", failed=True) in events
+    (returned,) = [event for event in events if isinstance(event, ToolReturned)]
+    assert (returned.name, returned.failed, type(returned.error)) == ("total", True, ToolError)
     assert "no sums today" in events[-1].turn.answer
 
 
