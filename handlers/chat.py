@@ -36,7 +36,7 @@ async def chat(exchange: Exchange) -> Response[str]:
     """One turn of the caller's conversation."""
     exchange.line = "turn"
     caller = identified(exchange)
-    body = read_body(exchange.event, ChatRequest)
+    body = read_body(exchange.event, ChatRequest, limit=exchange.settings.max_body_bytes)
     if len(body.message) > (limit := exchange.settings.max_message_chars):
         raise bad_field(
             "message",

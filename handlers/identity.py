@@ -17,7 +17,8 @@ from aws_lambda_powertools.shared.cookies import Cookie, SameSite
 from itsdangerous import BadSignature, SignatureExpired, TimestampSigner, URLSafeTimedSerializer
 
 from handlers.event import Event, authorizer_context, bearer, cognito_claims, cookies, header, jwt_claims, signer_arn
-from handlers.problems import unauthorized
+from handlers.origin import is_foreign
+from handlers.problems import foreign_origin, unauthorized
 from handlers.settings import Settings
 from memory.turns import utc_now
 
@@ -116,6 +117,8 @@ def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime
     if given is None:
         given = bearer(event)
     token = cookie if given is None else given
+    if token is not None and given is None and is_foreign(event, settings.cors_origins):
+        raise foreign_origin()
     if token is None:
         caller_id = secrets.token_hex(16)
         return Caller(owner=_owner("anonymous", caller_id), source="new", token=tokens.mint(caller_id))

@@ -540,10 +540,10 @@ class TestLogs:
             assert group in of_type(template, "AWS::Logs::LogGroup")
 
     def test_hold_no_message(self, template: dict[str, Any]) -> None:
-        """Access logs say that a request came, and nothing of its headers, body or caller's address."""
+        """Access logs say that a request came and from which address, and nothing of its headers, body or caller."""
         for api in of_type(template, "AWS::Serverless::HttpApi").values():
             text = api["Properties"]["AccessLogSettings"]["Format"]
-            assert "sourceIp" not in text
+            assert "$context.identity.sourceIp" in text
             assert "authorizer" not in text
 
 

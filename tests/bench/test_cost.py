@@ -160,6 +160,7 @@ def test_the_access_line_is_as_long_as_it_is_counted() -> None:
     values = {
         "requestId": "JKJaXmPLvHcESHA=",
         "requestTime": "01/Jan/2026:12:34:56 +0000",
+        "identity.sourceIp": "203.0.113.10",
         "httpMethod": "POST",
         "path": "/chat",
         "status": "200",
