@@ -14,7 +14,7 @@ from bench.prices import AS_OF, PRICES
 from bench.units import BYTES_PER_TOKEN, QUESTION_SHARE, Talk, Units, units_of
 from handlers.settings import SECRET_SECONDS
 
-TURN_LINE_BYTES = 1_187
+TURN_LINE_BYTES = 1_213
 """The turn's own log line, as the chat function writes it; 500 of them say which of its members are metrics."""
 ACCESS_LINE_BYTES = 204
 """The line of the API's access log, in the template's format."""

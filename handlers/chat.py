@@ -43,7 +43,7 @@ async def chat(exchange: Exchange) -> Response[str]:
     """One turn of the caller's conversation."""
     exchange.line = "turn"
     caller = identified(exchange)
-    body = read_body(exchange.event, ChatRequest)
+    body = read_body(exchange.event, ChatRequest, limit=exchange.settings.max_body_bytes)
     _check_length(body.message, exchange.settings)
     named = body.session_id or session_header(exchange.event)
     if named is not None and caller.source == "new":

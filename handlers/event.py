@@ -3,6 +3,7 @@
 Nothing here trusts the form of an event: a part that is missing, or has another type than AWS documents, is absent.
 """
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -21,6 +22,7 @@ class Sender(Enum):
 
 
 _AUTHORIZER = ("requestContext", "authorizer")
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}")
 
 
 def mapping(value: Any, *names: str) -> Mapping[str, Any]:
@@ -51,14 +53,20 @@ def sender_of(event: Event) -> Sender:
 
 
 def header(event: Event, name: str) -> str | None:
-    """A header's value, whatever the case of its name; the first one if there are several."""
+    """A header's value, whatever the case of its name; of several headers of the name, one."""
     for key, value in mapping(event, "headers").items():
         if key.lower() == name and isinstance(value, str):
             return value
+    values = _every(event, name)
+    return values[0] if values else None
+
+
+def _every(event: Event, name: str) -> list[str]:
+    """The values of all headers of a name, from an event that lists them."""
     for key, values in mapping(event, "multiValueHeaders").items():
-        if key.lower() == name and isinstance(values, list) and values:
-            return str(values[0])
-    return None
+        if key.lower() == name and isinstance(values, list):
+            return [value for value in values if isinstance(value, str)]
+    return []
 
 
 def query(event: Event) -> dict[str, str]:
@@ -82,14 +90,25 @@ def bearer(event: Event) -> str | None:
 
 
 def cookies(event: Event) -> dict[str, str]:
-    """The cookies by name; of several with one name the first. HTTP APIs list them, REST APIs leave the header."""
+    """The cookies by name; of several with one name the first. Payload 2.0 lists them, other events have the header.
+
+    Names are taken to the letter: browsers guard a `__Host-` name, and not one that only looks like it.
+    """
     listed = event.get("cookies")
-    pairs = listed if isinstance(listed, list) else (header(event, "cookie") or "").split(";")
+    headers = [header(event, "cookie") or "", *_every(event, "cookie")]
+    pairs = listed if isinstance(listed, list) else ";".join(headers).split(";")
     found: dict[str, str] = {}
     for pair in pairs:
-        name, _, value = str(pair).partition("=")
-        found.setdefault(name.strip(), value.strip())
+        name, _, value = text(pair).partition("=")
+        found.setdefault(name.strip(" \t"), value.strip(" \t"))
     return found
+
+
+def source_ip(event: Event) -> str | None:
+    """The address that the request came from, as API Gateway or the function URL saw it. Load balancers do not say."""
+    context = mapping(event, "requestContext")
+    address = mapping(context, "http" if has_payload_2(event) else "identity").get("sourceIp")
+    return address if isinstance(address, str) and _ADDRESS.fullmatch(address) else None
 
 
 def jwt_claims(event: Event) -> Mapping[str, Any] | None:

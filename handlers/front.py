@@ -17,7 +17,7 @@ from handlers.identity import TOKEN_HEADER, Caller, identify, owner_hash, with_t
 from handlers.openapi import OPERATIONS
 from handlers.problems import Kind, Problem, from_error
 from handlers.report import Exchange, log_exchange, logger
-from handlers.router import Target, plain_event, resolver_of, result_for, target_of
+from handlers.router import Target, plain_event, resolver_of, result_for, target_of, with_header
 from handlers.settings import Settings
 from handlers.trigger import answer as answer_other
 from handlers.trigger import is_request, is_websocket
@@ -65,11 +65,12 @@ class Front:
                 raise _no_websocket()
             exchange.target = target_of(exchange.event, exchange.settings.base_path)
             resolver = self._resolver(exchange)
-            return await resolver.resolve_async(plain_event(exchange.event, exchange.target), exchange.context)
+            result = await resolver.resolve_async(plain_event(exchange.event, exchange.target), exchange.context)
         except Exception as error:  # noqa: BLE001 - the last place where a clean answer can be given
             exchange.error, exchange.problem = error, from_error(error)
             log_exchange(exchange)
-            return result_for(exchange.event, exchange.problem)
+            result = result_for(exchange.event, exchange.problem)
+        return with_header(result, "X-Content-Type-Options", "nosniff")
 
     def _resolver(self, exchange: Exchange) -> ApiGatewayResolver:
         """Powertools' routing for one event. Making it takes a fraction of a millisecond; nothing of it is kept."""

@@ -29,7 +29,8 @@ from handlers.event import (
     pool_identity,
     signer_arn,
 )
-from handlers.problems import unauthorized
+from handlers.origin import is_foreign
+from handlers.problems import foreign_origin, unauthorized
 from handlers.settings import Settings
 from memory.turns import utc_now
 
@@ -144,6 +145,8 @@ def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime
     if given is None:
         given = bearer(event)
     token = cookie if given is None else given
+    if token is not None and given is None and is_foreign(event, settings.cors_origins):
+        raise foreign_origin()
     if token is None:
         return new_caller(settings, clock=clock)
     try:

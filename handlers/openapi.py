@@ -32,7 +32,8 @@ class Operation:
 
 
 _ALWAYS = (Kind.INTERNAL,)
-_OWN = (Kind.UNAUTHORIZED, Kind.INVALID, Kind.UNAVAILABLE)
+_OWN = (Kind.UNAUTHORIZED, Kind.FOREIGN_ORIGIN, Kind.INVALID, Kind.UNAVAILABLE)
+_BODY = (Kind.MEDIA_TYPE, Kind.TOO_LARGE)
 _ONE = (*_OWN, Kind.SESSION_NOT_FOUND, Kind.NOT_FOUND)
 _TURN = (Kind.TURN_IN_PROGRESS, Kind.KEY_REUSED, Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT)
 
@@ -42,7 +43,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body=shapes.ChatRequest,
         headers=("idempotency-key", "x-session-id"),
         responses={200: shapes.ChatAnswer},
-        problems=(*_OWN, *_TURN, Kind.TOO_LARGE),
+        problems=(*_OWN, *_TURN, *_BODY),
     ),
     ("POST", "/sessions/{id}/turns/{n}/regenerate"): Operation(
         summary="Answer the newest turn again; its old answer stays in the history as superseded",
@@ -56,7 +57,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body_optional=True,
         headers=("idempotency-key",),
         responses={201: shapes.SessionSummary},
-        problems=(*_OWN, Kind.KEY_REUSED, Kind.SESSION_NOT_FOUND),
+        problems=(*_OWN, *_BODY, Kind.KEY_REUSED, Kind.SESSION_NOT_FOUND),
     ),
     ("GET", "/sessions"): Operation(
         summary="The caller's sessions, the last active first",
@@ -78,7 +79,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         summary="Give a session another title",
         body=shapes.Rename,
         responses={200: shapes.SessionDetail},
-        problems=_ONE,
+        problems=(*_ONE, *_BODY),
     ),
     ("DELETE", "/sessions/{id}"): Operation(
         summary="Delete a session; a turn in flight is lost with it",
@@ -104,7 +105,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body_optional=True,
         headers=("idempotency-key",),
         responses={201: shapes.SessionSummary},
-        problems=(*_ONE, Kind.TURN_NOT_FOUND, Kind.KEY_REUSED, Kind.HISTORY_CHANGED),
+        problems=(*_ONE, *_BODY, Kind.TURN_NOT_FOUND, Kind.KEY_REUSED, Kind.HISTORY_CHANGED),
     ),
     ("GET", "/openapi.json"): Operation(summary="This document", responses={200: None}),
 }

@@ -32,7 +32,18 @@ class Kind(Enum):
     """The kinds of problems: a stable name, the status, the title, and when it comes."""
 
     INVALID = ("invalid-request", 400, "The request is not valid", "A field is wrong: `field` names it.")
-    TOO_LARGE = ("too-large", 413, "The request is too large", "A field holds more than is taken: `field` names it.")
+    TOO_LARGE = (
+        "too-large",
+        413,
+        "The request is too large",
+        "The body, or one of its fields, is larger than is taken: `field` names it.",
+    )
+    MEDIA_TYPE = (
+        "unsupported-media-type",
+        415,
+        "The body is not of a type that is taken",
+        "The `Content-Type` of a body is not `application/json`.",
+    )
     KEY_REUSED = (
         "idempotency-key-reused",
         422,
@@ -44,6 +55,12 @@ class Kind(Enum):
         401,
         "The request could not be tied to an owner",
         "There is no valid identity: a forged or expired token, no claims, or a session named without a token.",
+    )
+    FOREIGN_ORIGIN = (
+        "foreign-origin",
+        403,
+        "A page of another origin may not use the cookie",
+        "A browser sent the cookie with the request of a page that `CORS_ORIGINS` does not name.",
     )
     NOT_FOUND = ("not-found", 404, "Nothing is here", "There is no such path.")
     SESSION_NOT_FOUND = (
@@ -162,6 +179,15 @@ def bad_field(name: str, detail: str, *, kind: Kind = Kind.INVALID) -> Problem:
 def unauthorized(detail: str, *, clear_cookie: bool = False) -> Problem:
     """The request does not say who asks, or says it with something that cannot be trusted."""
     return Problem(kind=Kind.UNAUTHORIZED, detail=detail, clear_cookie=clear_cookie)
+
+
+def foreign_origin() -> Problem:
+    """A page that the service does not know uses the cookie of whoever looks at it."""
+    return Problem(
+        kind=Kind.FOREIGN_ORIGIN,
+        detail="A browser sent this request for a page of another origin, with the cookie of this service. Such a page "
+        "has to send the session token itself, in x-session-token, or to be one of CORS_ORIGINS.",
+    )
 
 
 def unavailable(detail: str) -> Problem:

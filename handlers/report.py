@@ -9,6 +9,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from handlers.event import source_ip
 from handlers.identity import Caller
 from handlers.metrics import MEASURES, metrics
 from handlers.problems import Kind, Problem, cause
@@ -18,7 +19,7 @@ from memory.turns import Session, Usage
 
 FIELDS = {
     *("body", "message", "session_id", "title", "turn", "limit", "cursor"),
-    *("x-session-id", "Idempotency-Key"),
+    *("x-session-id", "Idempotency-Key", "content-type"),
 }
 """The fields that a line may name; others are the client's words."""
 PROVOKED = frozenset({"timeout", "model_timeout", "model_busy", "too_many_steps", "empty_answer"})
@@ -108,6 +109,8 @@ def _who(exchange: Exchange) -> dict[str, Any]:
     """Who asked, as far as that means anything: not an identity that nobody was given."""
     caller, session = exchange.caller, exchange.session
     who: dict[str, Any] = {"session_id": session.id} if session else {}
+    if address := source_ip(exchange.event):
+        who["source_ip"] = address
     if caller and (exchange.taken or caller.source != "new"):
         who |= {"identity": caller.source, "owner": exchange.owner_hash}
     return who

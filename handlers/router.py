@@ -82,6 +82,16 @@ def result_for(event: Event, problem: Problem) -> dict[str, Any]:
     return result
 
 
+def with_header(result: dict[str, Any], name: str, value: str) -> dict[str, Any]:
+    """The result, with one more header in the place where it has the others."""
+    several = result.get("multiValueHeaders")
+    if several is None:
+        result["headers"][name] = value
+    else:
+        several[name] = [value]
+    return result
+
+
 def _method(event: Event) -> str:
     method = mapping(event, "requestContext", "http").get("method") if has_payload_2(event) else event.get("httpMethod")
     return text(method).upper()

@@ -63,7 +63,7 @@ async def describe(exchange: Exchange) -> Response[str]:
 async def create(exchange: Exchange) -> Response[str]:
     """An empty session with an id of its own."""
     owner = identified(exchange).owner
-    body = read_body(exchange.event, NewSession, optional=True)
+    body = read_body(exchange.event, NewSession, limit=exchange.settings.max_body_bytes, optional=True)
     session, asked = _new_session(exchange, owner, "POST /sessions", body.title)
     exchange.taken = True
     state, new = await _sessions(exchange).create(session, title=body.title or "", asked=asked)
@@ -123,7 +123,7 @@ async def show(exchange: Exchange) -> Response[str]:
 async def rename(exchange: Exchange) -> Response[str]:
     """Another title."""
     session = _named(exchange)
-    title = read_body(exchange.event, Rename).title
+    title = read_body(exchange.event, Rename, limit=exchange.settings.max_body_bytes).title
     await _sessions(exchange).rename(session, title)
     return await _detail(exchange, session)
 
@@ -191,7 +191,7 @@ async def export(exchange: Exchange) -> Response[str]:
 async def fork(exchange: Exchange) -> Response[str]:
     """A new session with the turns of this one up to a certain turn."""
     source = _named(exchange)
-    body = read_body(exchange.event, ForkRequest, optional=True)
+    body = read_body(exchange.event, ForkRequest, limit=exchange.settings.max_body_bytes, optional=True)
     target, asked = _new_session(exchange, source.owner, "POST /sessions/{id}/fork", source.id, body.turn, body.title)
     sessions = _sessions(exchange)
     if made := await sessions.made(target, asked):  # whatever became of the source since

@@ -150,6 +150,11 @@ class Settings(BaseModel):
         return base_path
 
     @property
+    def max_body_bytes(self) -> int:
+        """What a request's body may have: the longest message in JSON's longest spelling, and room for the rest."""
+        return 12 * self.max_message_chars + 4096
+
+    @property
     def retention(self) -> timedelta | None:
         if self.retention_days is None and self.identity_sources == ("token",):
             return timedelta(days=self.token_days)

@@ -113,9 +113,8 @@ def _answer(outcome: Outcome) -> HttpResponse:
 
 def _problem(status: int, detail: str) -> HttpResponse:
     problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return HttpResponse(
-        status=status, headers=[(b"content-type", b"application/problem+json")], body=json.dumps(problem).encode()
-    )
+    headers = [(b"content-type", b"application/problem+json"), (b"x-content-type-options", b"nosniff")]
+    return HttpResponse(status=status, headers=headers, body=json.dumps(problem).encode())
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes:

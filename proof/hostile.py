@@ -190,7 +190,7 @@ def _documented(hostile: Hostile) -> set[int]:
         if known == target.method and re.fullmatch(re.sub(r"{\w+}", "[^/]+", pattern), target.path):
             allowed = {*operation.responses, *(kind.status.value for kind in operation.problems)} - {502, 503, 504}
     if not hostile.from_a_gateway:
-        allowed |= {400, 401, 404, 405}
+        allowed |= {400, 401, 403, 404, 405, 413, 415}
     return allowed
 
 

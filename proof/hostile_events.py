@@ -35,6 +35,8 @@ TEXTS = (
     "default",
     "0",
     "null",
+    "text/plain",
+    "cross-site",
 )
 VALUES: tuple[Any, ...] = (None, True, False, 0, -1, 1.5, 10**30, [], {}, [None], [[]], {"": ""}, *TEXTS)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "get", "", "PROPFIND", "\ud800")
@@ -47,6 +49,8 @@ NAMES = (
     "cookie",
     "x-user-id",
     "content-type",
+    "origin",
+    "sec-fetch-site",
 )
 WORDS = ("chat", "sessions", "turns", "regenerate", "fork", "export", "openapi.json", "default", "1", "2", "999", "0")
 

@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import tracemalloc
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -137,16 +139,130 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "body",
-    ['{"' + "a" * 3_000_000 + '": 1}', json.dumps({f"field {i}": 1 for i in range(50_000)})],
-    ids=["long", "many"],
-)
+MANY_FIELDS = json.dumps({f"field {i}": 1 for i in range(20_000)})
+"""Nearly as much as a body may have."""
+
+
+@pytest.mark.parametrize("body", ['{"' + "a" * 300_000 + '": 1}', MANY_FIELDS], ids=["long", "many"])
 def test_a_problem_is_small_whatever_was_sent(service: Service, body: str) -> None:
     """Fields that are not known are named, as far as a response can."""
     reply = service.post(body)
     assert (reply.status, reply.body["field"]) == (400, "message")
     assert len(json.dumps(reply.body)) < 10_000
+
+
+def test_validation_stops_at_the_tenth_fault(service: Service) -> None:
+    """What 20,000 unknown fields take is what the JSON takes, not thousands of errors that nobody is told."""
+    tracemalloc.start()
+    errors = service.post(MANY_FIELDS).body["errors"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [error["field"] for error in errors] == ["message", *(f"field {i}" for i in range(9))]
+    assert peak < 15 * len(MANY_FIELDS)
+
+
+LIMIT = 12 * 32_000 + 4_096
+"""The bytes that a body may have where MAX_MESSAGE_CHARS is as it is by default."""
+
+
+def padded(size: int) -> str:
+    """A good body of so many bytes."""
+    body = '{"message": "My name is Ada"'
+    return body + " " * (size - len(body) - 1) + "}"
+
+
+@pytest.mark.parametrize("base64", [False, True], ids=["text", "base64"])
+@pytest.mark.parametrize(("size", "status"), [(LIMIT, 200), (LIMIT + 1, 413)])
+def test_a_body_has_a_limit(service: Service, size: int, status: int, base64: bool) -> None:
+    """To the byte, and counted as the client sent it: base64 is the gateway's."""
+    body = padded(size)
+    reply = service.post(b64encode(body.encode()).decode() if base64 else body, base64=base64)
+    assert reply.status == status
+    if status == 413:
+        assert (reply.body["type"], reply.body["field"]) == ("urn:rehydrate:problem:too-large", "body")
+        assert str(LIMIT) in reply.body["detail"]
+        assert "MAX_MESSAGE_CHARS" in reply.body["detail"]
+
+
+def test_the_limit_counts_bytes(service: Service) -> None:
+    """Characters of several bytes count for as many."""
+    assert service.post(json.dumps({"message": "ü" * (LIMIT // 2)}, ensure_ascii=False)).body["field"] == "body"
+
+
+def test_the_longest_message_fits_in_every_spelling(service: Service) -> None:
+    """JSON may take 12 bytes for a character, and the limit has room for a message that is written so."""
+    message = "\U0001f600" * 31_999
+    assert len(json.dumps({"message": message})) > 380_000
+    assert service.post(json.dumps({"message": message})).status == 200
+
+
+@pytest.mark.parametrize("base64", [False, True], ids=["text", "base64"])
+def test_a_body_over_the_limit_is_not_parsed(service: Service, base64: bool) -> None:
+    """Neither decoded nor parsed: the largest body that Lambda lets in takes no memory beyond itself."""
+    body = "{" + '"a":1,' * 700_000
+    sent = b64encode(body.encode()).decode() if base64 else body
+    tracemalloc.start()
+    reply = service.post(sent, base64=base64)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reply.status == 413
+    assert peak < 1_000_000
+
+
+def test_the_limit_grows_with_the_messages(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment that takes longer messages takes longer bodies, without another setting."""
+    configure(monkeypatch, MAX_MESSAGE_CHARS="40000")
+    assert service.post(padded(LIMIT + 1)).status == 200
+
+
+JSON_TYPES = [
+    "application/json",
+    "Application/JSON",
+    "application/json; charset=utf-8",
+    'application/json;charset="UTF-8" ; x=1',
+    " application/json ",
+]
+OTHER_TYPES = [
+    None,
+    "",
+    "text/plain",
+    "text/plain; x=application/json",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=application/json",
+    "application/jsonp",
+    "application/problem+json",
+    "application/json, text/plain",
+    "application/json\u2001",
+    "*/*",
+]
+
+
+@pytest.mark.parametrize("kind", JSON_TYPES)
+def test_a_body_is_json(service: Service, kind: str) -> None:
+    """`application/json` in any case, with or without parameters."""
+    assert service.post('{"message": "Hello"}', content_type=kind).status == 200
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_a_body_of_another_type_is_refused(service: Service, kind: str | None) -> None:
+    """A page of any site can send the others without asking; and what says nothing of its type may be anything."""
+    event = event_named("chat_first_request")
+    del event["headers"]["content-type"]
+    if kind is not None:
+        event["headers"]["Content-Type"] = kind
+    reply = service.invoke(event)
+    assert (reply.status, reply.body["type"]) == (415, "urn:rehydrate:problem:unsupported-media-type")
+    assert (reply.body["field"], reply.line["field"]) == ("content-type", "content-type")
+    assert "application/json" in reply.body["detail"]
+
+
+def test_a_body_that_is_not_there_has_no_type(service: Service) -> None:
+    """Where a body may be left out, so may its type."""
+    event = event_named("sessions_create") | {"body": ""}
+    event["headers"].pop("content-type", None)
+    token = service.say("Hello").token
+    event["headers"]["x-session-token"] = token
+    assert service.invoke(event).status == 201
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -195,6 +311,34 @@ def test_a_token_that_does_not_hold_is_refused(
     assert reply.token is None
     cleared = [cookie for cookie in reply.cookies if cookie.startswith("__Host-rehydrate=; ") and "Max-Age=0" in cookie]
     assert len(reply.cookies) == len(cleared) == (1 if carrier == "cookie" else 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u2001__Host-rehydrate",
+        "__Host-rehydrate\u2001",
+        "\xa0__Host-rehydrate",
+        "__host-rehydrate",
+        "x__Host-rehydrate",
+    ],
+)
+def test_the_cookies_name_is_compared_exactly(service: Service, name: str) -> None:
+    """A cookie of nearly the same name is another one: browsers let any page of the site set it."""
+    event = event_named("chat_first_request") | {"cookies": [f"{name}=forged"]}
+    assert service.invoke(event).body["identity"] == "new"
+    rest = event_named("chat_rest_first_request")
+    rest["headers"]["Cookie"] = f"a=1; {name}=forged;\t b=2"
+    assert service.invoke(rest).body["identity"] == "new"
+
+
+def test_a_cookie_may_come_in_any_of_several_headers(service: Service) -> None:
+    """HTTP/2 may split the header; a REST API's single-value headers have only the last part."""
+    event = event_named("chat_rest_first_request")
+    (cookie,) = service.invoke(event).cookies
+    event["headers"]["Cookie"] = "theme=dark"
+    event["multiValueHeaders"]["Cookie"] = [cookie.split(";")[0], "theme=dark"]
+    assert service.invoke(event).body["identity"] == "token"
 
 
 def test_the_cookie_is_for_the_browser_alone(service: Service) -> None:

@@ -10,6 +10,7 @@ from tests.conftest import event_named
 from tests.handlers.conftest import Reply, Service, configure
 
 PROBLEM = "application/problem+json"
+ALBS = ["chat_alb_first_request", "chat_alb_multi_value_headers"]
 
 
 def document_of(service: Service, name: str, path: str, inside: str | None = None) -> Any:
@@ -108,7 +109,7 @@ def test_an_id_with_a_slash_is_no_session_of_its_own(service: Service, monkeypat
 class TestLoadBalancers:
     """Target groups have single-value headers, or multi-value headers if their attribute says so."""
 
-    @pytest.mark.parametrize("name", ["chat_alb_first_request", "chat_alb_multi_value_headers"])
+    @pytest.mark.parametrize("name", ALBS)
     def test_an_answer_has_its_headers_and_its_cookie(self, service: Service, name: str) -> None:
         """Content type, token and cookie arrive, in the form that the target group reads."""
         event = event_named(name)
@@ -119,7 +120,7 @@ class TestLoadBalancers:
         assert cookie.startswith(f"__Host-rehydrate={reply.token};")
         assert reply.form == ("multiValueHeaders" if "multiValueHeaders" in event else "headers")
 
-    @pytest.mark.parametrize("name", ["chat_alb_first_request", "chat_alb_multi_value_headers"])
+    @pytest.mark.parametrize("name", ALBS)
     def test_a_conversation_goes_on(self, service: Service, name: str) -> None:
         """By the cookie that the first answer brought."""
         event = event_named(name)
@@ -222,6 +223,51 @@ def test_the_line_names_the_route(service: Service, monkeypatch: pytest.MonkeyPa
     """The log names the API's own route, whatever stands in front of it."""
     configure(monkeypatch, IDENTITY_SOURCES="jwt" if "jwt" in name else "token")
     assert service.invoke(event_named(name)).line["route"] == "POST /chat"
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("chat_first_request", "203.0.113.10"),
+        ("chat_rest_first_request", "203.0.113.10"),
+        ("chat_url_first_request", "203.0.113.10"),
+        ("chat_alb_first_request", None),
+    ],
+)
+def test_the_line_says_where_a_request_came_from(service: Service, name: str, address: str | None) -> None:
+    """By the request's context, never by a header that the client can write; load balancers have none."""
+    event = event_named(name)
+    event["headers"]["x-forwarded-for"] = "192.0.2.66"
+    assert service.invoke(event).line.get("source_ip") == address
+    assert service.invoke(event | {"body": "{"}).line.get("source_ip") == address
+
+
+@pytest.mark.parametrize("address", [None, 7, {}, "", "My name is Ada", "1" * 100, "203.0.113.10\n"])
+def test_what_is_no_address_is_not_logged_as_one(service: Service, address: Any) -> None:
+    """An address is digits, colons and dots."""
+    event = event_named("chat_first_request")
+    event["requestContext"]["http"]["sourceIp"] = address
+    assert "source_ip" not in service.invoke(event).line
+
+
+NOSNIFF = "x-content-type-options"
+
+
+@pytest.mark.parametrize("name", ["chat_first_request", "chat_rest_first_request", *ALBS])
+def test_no_browser_guesses_a_type(service: Service, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Every response says so: answers, problems, preflights, and what is left where nothing works."""
+    event = event_named(name)
+    assert service.invoke(event).headers[NOSNIFF] == "nosniff"
+    assert service.invoke(event | {"body": "{"}).headers[NOSNIFF] == "nosniff"
+    other = json.loads(json.dumps(event).replace("/chat", "/other"))
+    assert service.invoke(other).headers[NOSNIFF] == "nosniff"
+    configure(monkeypatch, CORS_ORIGINS="https://www.example.com")
+    preflight = json.loads(json.dumps(event).replace('"POST"', '"OPTIONS"').replace("POST /chat", "$default"))
+    reply = service.invoke(preflight)
+    assert (reply.status, reply.headers[NOSNIFF]) == (204, "nosniff")
+    configure(monkeypatch, TOKEN_DAYS="none")
+    reply = service.invoke(event)
+    assert (reply.status, reply.headers[NOSNIFF]) == (500, "nosniff")
 
 
 def delete_with_a_slash(service: Service, name: str, token: str | None) -> Reply:
