@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from handlers.identity import TOKEN_HEADER, Caller, identify, with_token, without_cookie
 from handlers.openapi import OPERATIONS
+from handlers.origin import check_origin
 from handlers.problems import Kind, Problem, from_error
 from handlers.report import Exchange, log_exchange, logger
 from handlers.settings import Settings
@@ -90,6 +91,7 @@ def _serving(
             # Powertools takes /sessions/ of a REST API for /sessions: a DELETE that lacks its id would delete all.
             if not _is_at(asked, path):
                 raise _no_route(method, asked)
+            check_origin(exchange.event, exchange.settings)
             async with asyncio.timeout_at(deadline(exchange.context) - REPLY_SECONDS):
                 response = await answer(exchange)
             exchange.status = HTTPStatus(response.status_code)

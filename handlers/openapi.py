@@ -31,7 +31,7 @@ class Operation:
     problems: tuple[Kind, ...] = ()
 
 
-_ALWAYS = (Kind.INTERNAL,)
+_ALWAYS = (Kind.NOT_BY_THE_PROXY, Kind.INTERNAL)
 _OWN = (Kind.UNAUTHORIZED, Kind.INVALID, Kind.UNAVAILABLE)
 _ONE = (*_OWN, Kind.SESSION_NOT_FOUND, Kind.NOT_FOUND)
 _TURN = (Kind.TURN_IN_PROGRESS, Kind.KEY_REUSED, Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT)

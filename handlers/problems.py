@@ -45,6 +45,12 @@ class Kind(Enum):
         "The request could not be tied to an owner",
         "There is no valid identity: a forged or expired token, no claims, or a session named without a token.",
     )
+    NOT_BY_THE_PROXY = (
+        "not-by-the-proxy",
+        403,
+        "The request went around the service's public address",
+        "The API answers only what comes through the proxy in front of it (`ORIGIN_SECRET`).",
+    )
     NOT_FOUND = ("not-found", 404, "Nothing is here", "There is no such path.")
     SESSION_NOT_FOUND = (
         "session-not-found",

@@ -71,6 +71,10 @@ class Settings(BaseModel):
     """Keys that session tokens are signed with, separated by spaces or line ends: the first signs, all verify."""
     signing_secret_arn: str | None = None
     """Name or ARN of the secret in Secrets Manager that holds those keys."""
+    origin_secret: str | None = None
+    """Secrets that the proxy in front of the API sends with each request, separated by spaces: any of them will do."""
+    origin_secret_arn: str | None = None
+    """Name or ARN of the secret in Secrets Manager that holds those secrets."""
     token_days: float = Field(default=30, gt=0)
     """Life of a session token; it is renewed at half of it."""
     cookie_secure: bool = True
@@ -132,6 +136,12 @@ class Settings(BaseModel):
     def signing_keys(self) -> list[str]:
         """The keys that session tokens are signed with; the first signs, all verify. Raises SettingsError."""
         return _secret(self.signing_secret, self.signing_secret_arn, "SIGNING_SECRET").split()
+
+    def origin_secrets(self) -> list[str]:
+        """What the proxy in front of the API may send; nothing where none is set up. Raises SettingsError."""
+        if not self.origin_secret and not self.origin_secret_arn:
+            return []
+        return _secret(self.origin_secret, self.origin_secret_arn, "ORIGIN_SECRET").split()
 
 
 @cache
