@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from handlers.identity import TOKEN_HEADER, Caller, identify, owner_hash, with_token, without_cookie
 from handlers.openapi import OPERATIONS
 from handlers.problems import Kind, Problem, from_error
+from handlers.proxy import check_proxy
 from handlers.report import Exchange, log_exchange, logger
 from handlers.router import Target, plain_event, resolver_of, result_for, target_of, with_header
 from handlers.settings import Settings
@@ -94,6 +95,7 @@ def _serving(exchange: Exchange, method: str, path: str, answer: Answer) -> Call
         exchange.route = f"{method} {path}"
         exchange.places = {name: unquote(value, errors="surrogatepass") for name, value in places.items()}
         try:
+            check_proxy(exchange.event, exchange.settings)
             async with asyncio.timeout_at(deadline(exchange.context) - REPLY_SECONDS):
                 response = await answer(exchange)
             exchange.status = HTTPStatus(response.status_code)

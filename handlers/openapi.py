@@ -31,7 +31,7 @@ class Operation:
     problems: tuple[Kind, ...] = ()
 
 
-_ALWAYS = (Kind.INTERNAL,)
+_ALWAYS = (Kind.NOT_BY_THE_PROXY, Kind.INTERNAL)
 _OWN = (Kind.UNAUTHORIZED, Kind.FOREIGN_ORIGIN, Kind.INVALID, Kind.UNAVAILABLE)
 _BODY = (Kind.MEDIA_TYPE, Kind.TOO_LARGE)
 _ONE = (*_OWN, Kind.SESSION_NOT_FOUND, Kind.NOT_FOUND)

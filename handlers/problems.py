@@ -62,6 +62,12 @@ class Kind(Enum):
         "A page of another origin may not use the cookie",
         "A browser sent the cookie with the request of a page that `CORS_ORIGINS` does not name.",
     )
+    NOT_BY_THE_PROXY = (
+        "not-by-the-proxy",
+        403,
+        "The request went around the service's public address",
+        "The API answers only what comes through the proxy in front of it (`ORIGIN_SECRET`).",
+    )
     NOT_FOUND = ("not-found", 404, "Nothing is here", "There is no such path.")
     SESSION_NOT_FOUND = (
         "session-not-found",

@@ -91,6 +91,10 @@ class Settings(BaseModel):
     """Keys that session tokens are signed with, separated by spaces or line ends: the first signs, all verify."""
     signing_secret_arn: str | None = None
     """Name or ARN of the secret in Secrets Manager that holds those keys."""
+    origin_secret: str | None = None
+    """Secrets that the proxy in front of the API sends with each request, separated by spaces: any of them will do."""
+    origin_secret_arn: str | None = None
+    """Name or ARN of the secret in Secrets Manager that holds those secrets."""
     token_days: float = Field(default=30, gt=0)
     """Life of a session token; it is renewed at half of it."""
     token_max_days: float = Field(default=365, gt=0)
@@ -199,6 +203,12 @@ class Settings(BaseModel):
                 "`openssl rand -hex 32` makes one. A JSON secret does not work: store the key itself."
             )
         return keys
+
+    def origin_secrets(self) -> list[str]:
+        """What the proxy in front of the API may send; nothing where none is set up. Raises SettingsError."""
+        if not self.origin_secret and not self.origin_secret_arn:
+            return []
+        return _secret(self.origin_secret, self.origin_secret_arn, "ORIGIN_SECRET").split()
 
 
 @cache

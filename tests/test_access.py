@@ -115,7 +115,7 @@ def _arns(template: dict[str, Any], resource: Any, stage: str) -> Iterator[str]:
                 yield re.sub(r"\$\{(\w+)\.Arn\}", lambda found: _arn(template, found[1], stage), text)
             case {"Ref": "SigningSecret" as name}:
                 yield _arn(template, name, stage)
-            case {"Ref": "OpenAiKeySecretArn" | "SigningSecretArn"}:
+            case {"Ref": "OpenAiKeySecretArn" | "SigningSecretArn" | "OriginSecretArn"}:
                 yield f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:secret:rehydrate-{stage}-key-a1B2c3"
             case _:
                 pytest.fail(f"not an ARN: {branch!r}")

@@ -36,6 +36,7 @@ from tests.cloudformation import (
     render,
 )
 
+ORIGIN = "arn:aws:secretsmanager:us-east-1:123456789012:secret:origin"
 API_TIMEOUT_SECONDS = 30  # API Gateway's, for HTTP APIs; it cannot be raised
 
 
@@ -221,12 +222,13 @@ class TestVersions:
             assert (after[0] != before[0]) == (after[1] != before[1]), parameter
 
     def test_have_descriptions_that_lambda_takes(self, template: dict[str, Any]) -> None:
-        """With both secrets, another server, two origins and the headers of tracing it fits into a description."""
+        """With three secrets, another server, two origins and the headers of tracing it fits into a description."""
         origins = ",".join(f"https://{name}.example.com" for name in ("www", "admin"))
         function = render(
             template,
             SigningSecretArn=f"{SECRET}-of-the-production-service-a1b2c3",
             OpenAiKeySecretArn=f"{KEY}-of-the-production-service-a1b2c3",
+            OriginSecretArn=f"{ORIGIN}-a1b2c3",
             OpenAiApiBase="https://models.internal.example.com/v1",
             CorsOrigins=origins,
             CorsHeaders="traceparent,baggage,sentry-trace",
@@ -239,7 +241,7 @@ def _another(template: dict[str, Any], parameter: str) -> str:
     known = template["Parameters"][parameter]
     if parameter == "OpenAiKeySecretArn":
         return f"{KEY}-2"
-    if parameter == "SigningSecretArn":
+    if parameter in ("SigningSecretArn", "OriginSecretArn"):
         return SECRET
     others = [value for value in known.get("AllowedValues", ["1234"]) if str(value) != str(known.get("Default"))]
     return str(others[-1])
@@ -253,7 +255,7 @@ class TestChatFunction:
     def test_gets_its_secrets_from_secrets_manager(self, template: dict[str, Any], chat: Resource) -> None:
         """No parameter, and so no variable of the function, can hold a secret: only the ARN of one."""
         secrets = {name: value for name, value in template["Parameters"].items() if "Secret" in name or "Key" in name}
-        assert set(secrets) == {"OpenAiKeySecretArn", "SigningSecretArn"}
+        assert set(secrets) == {"OpenAiKeySecretArn", "SigningSecretArn", "OriginSecretArn"}
         assert all(":secretsmanager:" in parameter["AllowedPattern"] for parameter in secrets.values())
         variables = chat["Environment"]["Variables"]
         assert variables["OPENAI_API_KEY_SECRET"] == {"Ref": "OpenAiKeySecretArn"}
@@ -445,6 +447,15 @@ class TestPermissions:
             assert _secrets(deployed, "SessionsFunction") == [secret]
             assert _secrets(deployed, "SweepFunction") == []
 
+    def test_open_the_origin_secret_to_whom_callers_reach(self, template: dict[str, Any], mode: str) -> None:
+        """Both functions behind the API compare it, where it is named, in every mode; the sweep function never."""
+        for given, more in (("", []), (ORIGIN, [ORIGIN])):
+            deployed = render(template, IdentityMode=mode, OriginSecretArn=given, **MODES[mode])
+            for name in ("ChatFunction", "SessionsFunction"):
+                assert [secret for secret in _secrets(deployed, name) if secret == ORIGIN] == more
+                assert _variables(deployed, name)["ORIGIN_SECRET_ARN"] == given
+            assert _secrets(deployed, "SweepFunction") == []
+
     @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "token"], indirect=True)
     def test_open_the_signing_secret_to_nobody_who_signs_nothing(self, template: dict[str, Any], mode: str) -> None:
         """Where an authorizer says who asks, the OpenAI key is the one secret, also when a signing secret is named."""
@@ -510,7 +521,7 @@ def _prefixes(statement: dict[str, Any]) -> set[str]:
 
 
 def _is_secret(resource: Any) -> bool:
-    return resource in ({"Ref": "OpenAiKeySecretArn"}, {"Ref": "SigningSecretArn"})
+    return resource in ({"Ref": "OpenAiKeySecretArn"}, {"Ref": "SigningSecretArn"}, {"Ref": "OriginSecretArn"})
 
 
 def _referred_to(resource: Any) -> str:
