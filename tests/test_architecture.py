@@ -65,7 +65,7 @@ def test_one_module_of_memory_knows_llama_index() -> None:
 
 def test_the_turn_knows_no_http() -> None:
     """The conversation, its agent and its run could be behind any front."""
-    for module in ("conversation", "run", "agent", "model", "tools", "results", "surrogates"):
+    for module in ("conversation", "run", "agent", "model", "tools", "results", "structured", "surrogates"):
         assert not any("event_handler" in name or "request" in name for name in imports(ROOT / f"handlers/{module}.py"))
 
 
