@@ -8,6 +8,9 @@ A tool is a function: its name, types and docstring are what the model knows of 
 model reads, as text of at most MAX_TOOL_RESULT_CHARS characters. Raise `ToolError` with a helpful text, and the model
 reads that and can try again. Of any other error the model hears its type and no text, because texts of errors quote
 passwords and other people's data; the log has the type and the place.
+
+Any of LlamaIndex's agents will do. With `output_cls` or `structured_output_fn`, the response has the result as
+`structured`; it has to be an object of JSON.
 """
 
 from datetime import date, datetime

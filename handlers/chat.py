@@ -15,7 +15,7 @@ from handlers.model import chat_model
 from handlers.problems import ADVICE, AGAIN, HINTS, KEPT, Kind, Problem, bad_field, cause, unauthorized, unavailable
 from handlers.report import Exchange, logger
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
-from handlers.run import AgentFailed, ModelNoted, ToolReturned
+from handlers.run import AgentFailed, ModelNoted, StructuredOutputFailed, ToolReturned
 from handlers.settings import Settings
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
@@ -86,6 +86,9 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
                             exchange.facts["hint"] = "the model announced tool calls and made none"
                     elif isinstance(happened, ToolReturned):
                         note_tool(exchange.facts, happened)
+                    elif isinstance(happened, StructuredOutputFailed):
+                        hint = "the answer has no structured output, since it could not be made"
+                        exchange.facts |= {"structured_output": cause(happened.error), "hint": hint}
             return answer(exchange, ask, answered)
         except NoTimeLeft as error:
             raise unavailable(
@@ -146,6 +149,7 @@ def answer(exchange: Exchange, ask: Ask, answered: Answered | None) -> Response[
     turn = answered.turn
     body = ChatAnswer(
         answer=turn.answer,
+        structured=turn.structured,
         session_id=ask.session.id,
         turn=turn.number,
         request_id=turn.request.id,

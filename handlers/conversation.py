@@ -14,11 +14,22 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory import Memory
 
 from handlers.model_answer import finish_reason
-from handlers.run import AgentFailed, Happened, run_agent
+from handlers.run import AgentFailed, Concluded, Happened, run_agent
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
 from handlers.tools import Agent
-from memory.chat_store import TurnChatStore, count_tokens, decode_message, encode_message, turn_memory
-from memory.turns import Claim, Request, Session, TableUnavailable, Turn, TurnLog, Window, take_turn, utc_now
+from memory.chat_store import TurnChatStore, clean_text, count_tokens, decode_message, encode_message, turn_memory
+from memory.turns import (
+    Claim,
+    Request,
+    Session,
+    TableUnavailable,
+    Turn,
+    TurnLog,
+    Window,
+    concluding,
+    take_turn,
+    utc_now,
+)
 
 ANSWER_SECONDS = 0.3
 """Kept back for the response, of those that are kept back for the commit."""
@@ -98,7 +109,7 @@ class Conversation:
             return
 
         message = said(window.regenerated) if window.regenerated else ask.message
-        store, failure = TurnChatStore(window), None
+        store, concluded, failure = TurnChatStore(window), None, None
         try:
             with progress.timing("agent"):
                 async with (
@@ -106,8 +117,11 @@ class Conversation:
                     aclosing(self._run(message, turn_memory(store, session), lease)) as events,
                 ):
                     async for event in events:
-                        yield event
-            turn = self._complete(claim, store)
+                        if isinstance(event, Concluded):
+                            concluded = event
+                        else:
+                            yield event
+            turn = self._complete(claim, store, concluded)
         except AgentFailed as error:
             failure = error
             asked = encode_message(ChatMessage(role="user", content=message))
@@ -130,7 +144,7 @@ class Conversation:
                 self.log, ask.session, ask.request, token_limit=self.token_limit, patience=patience, title=ask.message
             )
 
-    def _run(self, message: str, memory: Memory, lease: asyncio.Task[None]) -> AsyncGenerator[Happened]:
+    def _run(self, message: str, memory: Memory, lease: asyncio.Task[None]) -> AsyncGenerator[Happened | Concluded]:
         return run_agent(
             self.build_agent,
             message,
@@ -152,10 +166,15 @@ class Conversation:
             raise NoTimeLeft
         return min(left, self.wait_seconds)
 
-    def _complete(self, claim: Claim, store: TurnChatStore) -> Turn:
+    def _complete(self, claim: Claim, store: TurnChatStore, concluded: Concluded | None) -> Turn:
         messages = store.collected()
+        if concluded and (not messages or messages[-1].role is not MessageRole.ASSISTANT):
+            messages.append(ChatMessage(role="assistant", content=concluded.answer))
+        stored = [encode_message(message) for message in messages]
+        if concluded:
+            stored = concluding(stored, clean_text(concluded.answer), concluded.structured)
         turn = claim.completed(
-            [encode_message(message) for message in messages],
+            stored,
             tokens=count_tokens(messages),
             at=utc_now(),
             instance=self.instance,

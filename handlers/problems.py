@@ -26,6 +26,8 @@ from memory.turns import (
 
 CONTENT_TYPE = "application/problem+json"
 MAX_CAUSES = 6
+KNOWN_CODES = {"handlers", "openai"}
+"""Packages whose errors have a code for a `code`. That of others may be a text: a SystemExit has its message there."""
 
 
 class Kind(Enum):
@@ -282,7 +284,9 @@ def cause(error: BaseException | None) -> list[dict[str, Any]]:
         elif isinstance(error, SettingsError):
             fact["detail"] = str(error)
         else:
-            fact |= {name: value for name in ("code", "status_code") if (value := getattr(error, name, None))}
+            known = type(error).__module__.partition(".")[0] in KNOWN_CODES
+            codes = {name: getattr(error, name, None) for name in ("code", "status_code")}
+            fact |= {name: code for name, code in codes.items() if code and (known or isinstance(code, int))}
         if frames := traceback.extract_tb(error.__traceback__):
             last = frames[-1]
             fact["at"] = f"{Path(last.filename).name}:{last.lineno} {last.name}"

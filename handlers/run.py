@@ -14,6 +14,7 @@ from workflows.handler import WorkflowHandler
 from handlers.model_answer import NOTES, BrokenAnswer
 from handlers.model_errors import refusal_of
 from handlers.results import ShortenedOutput
+from handlers.structured import NotJson, structured_output, without_structured_output
 from handlers.tools import Agent, ToolFailed, with_guarded_tools
 from memory.turns import LeaseLost
 
@@ -74,7 +75,22 @@ class ToolReturned:
     """Characters of the result that the model is not shown."""
 
 
-Happened = TextDelta | ModelNoted | ToolCalled | ToolReturned
+@dataclass(frozen=True, kw_only=True)
+class StructuredOutputFailed:
+    """The agent answered, and its structured output could not be made."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concluded:
+    """What the run came to."""
+
+    answer: str
+    structured: dict[str, Any] | None
+
+
+Happened = TextDelta | ModelNoted | ToolCalled | ToolReturned | StructuredOutputFailed
 
 
 async def run_agent(
@@ -85,7 +101,7 @@ async def run_agent(
     until: float,
     lease: asyncio.Future[None],
     max_result_chars: int,
-) -> AsyncGenerator[Happened]:
+) -> AsyncGenerator[Happened | Concluded]:
     """Build an agent, run it on one message, and yield what happens.
 
     `until` is a time of the event loop's clock, in seconds. Raises AgentFailed if the agent does, or is not done by
@@ -93,7 +109,9 @@ async def run_agent(
     """
     run: WorkflowHandler | None = None
     try:
-        run = with_guarded_tools(build(), max_chars=max_result_chars).run(user_msg=message, memory=memory)
+        agent = build()
+        runner = with_guarded_tools(without_structured_output(agent), max_chars=max_result_chars)
+        run = runner.run(user_msg=message, memory=memory)
         events = run.stream_events()
         while (event := await _first(anext(events, None), lease, until)) is not None:
             if isinstance(event, AgentStream):
@@ -106,15 +124,33 @@ async def run_agent(
                 yield _returned(event)
             elif isinstance(event, ToolCall):
                 yield ToolCalled(name=event.tool_name)
-        # The stream ends in silence where the model failed: only the run itself raises.
-        await _first(run, lease, until)
+        # The stream ends in silence if the model failed: only the run itself raises.
+        result: Any = await _first(run, lease, until)
+        if isinstance(result, AgentOutput):
+            structured = await _first(_structured(agent, result, memory), lease, until)
+            if isinstance(structured, BaseException):
+                yield StructuredOutputFailed(error=structured)
+                structured = None
+            yield Concluded(answer=result.response.content or "", structured=structured)
     except LeaseLost:
         raise
+    except NotJson as error:
+        raise AgentFailed("structured_output_not_json") from error
     except Exception as error:
         raise _failure(error) from error
     finally:
         if run is not None and not run.is_done():
             await run.cancel_run(timeout=CANCEL_SECONDS)
+
+
+async def _structured(agent: Agent, result: AgentOutput, memory: Memory) -> dict[str, Any] | BaseException | None:
+    """The structured output that goes with a result, or what its making raised. Raises NotJson."""
+    try:
+        return await structured_output(agent, result, await memory.aget())
+    except (NotJson, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a function of the agent's author, which costs no answer
+        return error
 
 
 def _returned(event: ToolCallResult) -> ToolReturned:

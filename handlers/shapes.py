@@ -109,6 +109,9 @@ class ChatAnswer(_Shape):
     """A stored turn."""
 
     answer: str
+    structured: dict[str, Any] | None = Field(
+        description="What the agent made of the conversation beside its answer, if it makes something of it."
+    )
     session_id: str
     turn: int
     request_id: str
@@ -163,6 +166,10 @@ class MessageView(_Shape):
     tool_calls: list[ToolCall]
     tool_call_id: str | None = Field(description="In a tool's result: the call that it belongs to.")
     other_blocks: list[str] = Field(description="Kinds of content that is no text; the export has it.")
+    answer: str | None = Field(
+        description="What the caller was answered, if it is not the text: some agents write down how they came to it."
+    )
+    structured: dict[str, Any] | None = Field(description="What the agent made of the conversation beside its answer.")
 
 
 class TurnView(_Shape):

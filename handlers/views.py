@@ -8,7 +8,7 @@ from pydantic_core import from_json
 
 from handlers.shapes import ExportLine, MessageView, SessionDetail, SessionSummary, ToolCall, TurnView, WindowNow
 from memory.sessions import Entry
-from memory.turns import HistoryReplaced, Message, State, Window
+from memory.turns import HistoryReplaced, Message, State, Window, text_of
 
 PAGE_BYTES = 5_000_000
 """What of a response's 6 MB the content of a page may take, as Lambda counts it: the body as a JSON string."""
@@ -58,7 +58,7 @@ def message(stored: Message) -> MessageView:
     extras = stored.get("additional_kwargs") or {}
     return MessageView(
         role=stored["role"],
-        text="\n".join(block["text"] for block in blocks if block["block_type"] == "text"),
+        text=text_of(stored),
         tool_calls=[
             ToolCall(id=block.get("tool_call_id"), name=block["tool_name"], arguments=_parsed(block.get("tool_kwargs")))
             for block in blocks
@@ -66,6 +66,8 @@ def message(stored: Message) -> MessageView:
         ],
         tool_call_id=extras.get("tool_call_id"),
         other_blocks=[kind for block in blocks if (kind := block["block_type"]) not in ("text", "tool_call")],
+        answer=stored.get("answer"),
+        structured=stored.get("structured"),
     )
 
 

@@ -10,7 +10,12 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 Message = Mapping[str, Any]
-"""One LlamaIndex ``ChatMessage``, as its ``model_dump(mode="json")`` gives it."""
+"""One LlamaIndex ``ChatMessage``, as its ``model_dump(mode="json")`` gives it.
+
+The last one of an answered turn may have two members beside, which a ChatMessage ignores, so that the model is never
+shown them: ``answer``, what the caller was answered if it is not the message's text (a ReActAgent writes all of its
+thoughts there), and ``structured``, an object of JSON that the agent made of the conversation.
+"""
 
 Position = tuple[int, int]
 """A place between two messages: all turns below this number, and so many messages of the turn that bears it."""
@@ -138,12 +143,18 @@ class Turn:
 
     @property
     def answer(self) -> str:
-        """The text of the last message that the assistant wrote."""
-        for message in reversed(self.messages):
-            if message["role"] == "assistant":
-                texts = (block["text"] for block in message["blocks"] if block["block_type"] == "text")
-                return "\n".join(texts)
-        return ""
+        """What the caller was answered: the text of the last message that the assistant wrote, if nothing else."""
+        answer: str = self._last.get("answer", text_of(self._last))
+        return answer
+
+    @property
+    def structured(self) -> dict[str, Any] | None:
+        """What the agent made of the conversation beside its answer; None if nothing."""
+        return self._last.get("structured")
+
+    @property
+    def _last(self) -> Message:
+        return next((one for one in reversed(self.messages) if one["role"] == "assistant"), {"blocks": ()})
 
     @property
     def shown_to_model(self) -> bool:
@@ -360,6 +371,22 @@ class TurnLog(Protocol):
         Deleted is deleted: a request whose turn was deleted is a new one when it comes again.
         """
         ...
+
+
+def text_of(message: Message) -> str:
+    """The text in a message."""
+    return "\n".join(block["text"] for block in message["blocks"] if block["block_type"] == "text")
+
+
+def concluding(messages: Sequence[Message], answer: str, structured: dict[str, Any] | None) -> list[Message]:
+    """The messages of a turn, the last one with what the run came to; as they are if its text says all of that."""
+    *before, last = messages
+    beside: dict[str, Any] = {}
+    if answer != text_of(last):
+        beside["answer"] = answer
+    if structured is not None:
+        beside["structured"] = structured
+    return [*before, {**last, **beside}]
 
 
 async def take_turn(

@@ -66,7 +66,7 @@ def test_one_module_of_memory_knows_llama_index() -> None:
 def test_the_turn_knows_no_http() -> None:
     """The conversation, its agent and its run could be behind any front."""
     modules = ("conversation", "run", "agent", "model", "model_answer", "model_errors", "prompt", "tools", "results")
-    for module in (*modules, "surrogates", "provider_fields"):
+    for module in (*modules, "structured", "surrogates", "provider_fields"):
         assert not any("event_handler" in name or "request" in name for name in imports(ROOT / f"handlers/{module}.py"))
 
 

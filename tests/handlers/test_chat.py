@@ -28,7 +28,7 @@ def test_an_answer_says_what_it_remembered_and_who_asked(service: Service) -> No
     first = service.say("Hello")
     second = service.say("Hello again", token=first.token, idempotency_key="my-key")
     assert first.body["identity"] == "new"
-    assert set(second.body) == {"answer", "session_id", "turn", "request_id", "memory", "identity"}
+    assert set(second.body) == {"answer", "session_id", "turn", "request_id", "memory", "identity", "structured"}
     assert second.body["session_id"] == "default"
     assert second.body["request_id"] == "my-key"
     assert second.body["identity"] == "token"

@@ -150,6 +150,23 @@ async def test_the_agent_sees_its_cancellation(store: Store, llm: ChatModel) -> 
     assert {task for task in asyncio.all_tasks() - before if not task.done()} == set()
 
 
+async def test_structured_output_is_made_in_the_agents_time(store: Store, llm: ChatModel) -> None:
+    """What is not done by the deadline is cancelled with the rest of the turn."""
+    cancelled = asyncio.Event()
+
+    async def make(_: list[Any]) -> dict[str, Any]:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return {}
+
+    with pytest.raises(AgentFailed, match="timeout"):
+        await everything(begin(store, llm, seconds=1.5, structured_output_fn=make), asking(store, "Hello"))
+    assert cancelled.is_set()
+
+
 async def test_an_agent_that_calls_tools_without_end_fails(store: Store, llm: ChatModel) -> None:
     """Beyond the agent's number of steps the turn has failed, and its conversation goes on."""
 

@@ -401,3 +401,22 @@ async def test_a_tool_can_wait_for_an_event(shop: Workshop) -> None:
     assert str(await run) == "Done."
     assert shop.results() == ["quite"]
     await model._get_aclient().close()
+
+
+def test_the_code_of_an_error_is_logged_if_it_is_a_number(shop: Workshop) -> None:
+    """Some errors keep a text there: what sys.exit was called with, for one."""
+
+    class Refused(Exception):
+        code = 7
+
+    def lookup(how: str) -> str:
+        """Something from the database."""
+        if how == "refused":
+            raise Refused
+        sys.exit(SECRET)
+
+    shop.equip(lookup)
+    line = shop.say(calls("lookup", '{"how": "refused"}'), calls("lookup", '{"how": "exit"}'), says("Sorry.")).line
+    refused, left = (failed["cause"][0] for failed in line["failed_tools"])
+    assert refused["code"] == 7
+    assert (left["error"], "code" in left) == ("builtins.SystemExit", False)
