@@ -260,7 +260,7 @@ def options() -> _Parser:
         default=True,
         help="instances start from a snapshot, of one version (%(default)s)",
     )
-    add("--retention-days", type=_whole(0), default=0, help="RETENTION_DAYS; 0: turns are kept (%(default)s)")
+    add("--retention-days", type=_whole(0), default=30, help="RETENTION_DAYS; 0: turns are kept (%(default)s)")
     add("--months", type=_whole(1), default=12, help="of turns in the table, where they are kept (%(default)s)")
     add("--log-bytes", type=_whole(0), default=LOG_BYTES, help="that a turn logs (%(default)s)")
     add("--log-days", type=_whole(1), default=30, help="that logs are kept (%(default)s)")

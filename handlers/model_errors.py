@@ -65,12 +65,12 @@ def refusal_of(error: openai.APIError) -> ModelRefusal:
         return ModelRefusal(code="model_busy", retry_after=pause)
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
         return ModelRefusal(code="model_access")
-    if code in _TOO_LONG_CODES or _TOO_LONG.search(text):
+    if code in _TOO_LONG_CODES or _status(error) == 413 or _TOO_LONG.search(text):
         limit = _LIMIT.search(text)
         return ModelRefusal(code="prompt_too_long", facts={"model_limit": int(limit[1])} if limit else {})
     if code in _FILTER_CODES or _FILTERED.search(text):
         return ModelRefusal(code="content_filter")
-    if not _is_bad_request(error):
+    if _status(error) not in (400, 422):
         return ModelRefusal(code="model_error")
     if parameter := _parameter(code, param, text):
         return ModelRefusal(code="parameter_refused", facts={"refused_parameter": parameter})
@@ -88,8 +88,8 @@ def asked_pause(headers: Mapping[str, str]) -> float:
     return seconds if math.isfinite(seconds) and seconds > 0 else 0
 
 
-def _is_bad_request(error: openai.APIError) -> bool:
-    return isinstance(error, openai.APIStatusError) and error.status_code in (400, 422)
+def _status(error: openai.APIError) -> int | None:
+    return error.status_code if isinstance(error, openai.APIStatusError) else None
 
 
 def _parameter(code: str, param: str, text: str) -> str | None:

@@ -22,13 +22,18 @@ FIELDS = {
     *("x-session-id", "Idempotency-Key", "content-type"),
 }
 """The fields that a line may name; others are the client's words."""
-PROVOKED = frozenset({"timeout", "model_timeout", "model_busy", "too_many_steps", "empty_answer"})
-"""Codes of failed turns that callers can bring about: by asking for too much, for endless tools or for silence, or by
-asking too often. No alarm that takes a release back may count them, or anonymous callers could take it back."""
-NOT_PROVOKED = frozenset({"model_error", "agent_error"})
-"""The other codes. A model that refuses the prompt itself (REFUSED_PROMPT) is the exception."""
-REFUSED_PROMPT = frozenset({400, 413, 422})
-"""Statuses by which a model's server says that the prompt is too long, not allowed, or not valid."""
+PROVOKED = frozenset(
+    {
+        *("timeout", "model_timeout", "model_busy", "model_quota", "too_many_steps", "empty_answer", "answer_limit"),
+        *("prompt_too_long", "prompt_refused", "content_filter"),
+    }
+)
+"""Codes of failed turns that callers can bring about: by what they ask for, how much of it, or how often. No alarm that
+takes a release back may count them, or anonymous callers could take it back."""
+NOT_PROVOKED = frozenset(
+    {"model_error", "model_access", "parameter_refused", "agent_error", "structured_output_not_json"}
+)
+"""The other codes."""
 
 logging.logAsyncioTasks = False  # type: ignore[attr-defined] # from Python 3.12 on each line would name a "Task-7"
 # With a time in this form, Lambda hands a line on to CloudWatch as it is, and heeds its level.
@@ -94,15 +99,10 @@ def _counter(exchange: Exchange) -> str:
     if problem is None:
         return "turns_replayed" if exchange.facts.get("replayed") else "turns_answered"
     if problem.kind in (Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT):
-        return "turns_unanswered" if _is_provoked(problem, exchange.error) else "turns_failed"
+        return "turns_unanswered" if problem.outcome in PROVOKED else "turns_failed"
     if problem.kind is Kind.TURN_IN_PROGRESS:
         return "lease_conflicts"
     return "service_faults" if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "turns_refused"
-
-
-def _is_provoked(problem: Problem, error: Exception | None) -> bool:
-    """Whether a caller can make a turn fail like this."""
-    return problem.outcome in PROVOKED or any(fact.get("status_code") in REFUSED_PROMPT for fact in cause(error))
 
 
 def _who(exchange: Exchange) -> dict[str, Any]:

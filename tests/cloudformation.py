@@ -133,9 +133,9 @@ def _evaluate(value: Any, parameters: dict[str, Any], conditions: dict[str, Any]
         case {"Fn::Split": [str(separator), text]}:
             inner = of(text)
             return inner.split(separator) if isinstance(inner, str) else {"Fn::Split": [separator, inner]}
-        case {"Fn::Join": [str(separator), list(texts)]}:
+        case {"Fn::Join": [str(separator), texts]}:
             inner = of(texts)
-            if any(isinstance(text, dict) for text in inner):
+            if isinstance(inner, dict) or any(isinstance(text, dict) for text in inner):
                 return {"Fn::Join": [separator, inner]}
             return separator.join(map(str, inner))
         case {"Fn::Select": [int(index), items]}:

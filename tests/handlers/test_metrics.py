@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from handlers.conversation import EMPTY_BECAUSE
 from handlers.metrics import COUNTERS, MEASURES, NAMESPACE
 from handlers.report import NOT_PROVOKED, PROVOKED
 from memory.turns import Session
@@ -124,8 +125,13 @@ def test_what_callers_can_bring_about_is_no_failure_of_the_service(
 
 def test_every_code_of_a_failed_turn_is_sorted() -> None:
     """A new code says whether callers can bring it about, and so whether it may take a release back."""
-    sources = "".join((ROOT / "handlers" / name).read_text() for name in ("run.py", "conversation.py"))
-    codes = set(re.findall(r'AgentFailed\("(\w+)"', sources))
+    modules = ("run.py", "conversation.py", "model_errors.py")
+    sources = "".join((ROOT / "handlers" / name).read_text() for name in modules)
+    codes = {
+        *re.findall(r'(?:AgentFailed\(|ModelRefusal\(code=)"(\w+)"', sources),
+        *EMPTY_BECAUSE.values(),
+        "empty_answer",
+    }
     assert codes == PROVOKED | NOT_PROVOKED
     assert not PROVOKED & NOT_PROVOKED
 
