@@ -2,12 +2,16 @@
 
 import json
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from aws_lambda_powertools.event_handler import Response
 
+from handlers.front import Front
 from handlers.problems import Kind
+from handlers.report import Exchange
 from tests.conftest import event_named
-from tests.handlers.conftest import Reply, Service, configure
+from tests.handlers.conftest import Context, Reply, Service, configure
 
 PROBLEM = "application/problem+json"
 ALBS = ["chat_alb_first_request", "chat_alb_multi_value_headers"]
@@ -104,6 +108,23 @@ def test_an_id_with_a_slash_is_no_session_of_its_own(service: Service, monkeypat
     event = event_named("sessions_rest_turns") | {"path": "/sessions/default%2Fturns", "resource": "/sessions/{id}"}
     reply = service.invoke(event | {"pathParameters": {"id": "default%2Fturns"}})
     assert (reply.status, reply.body["type"]) == (404, Kind.SESSION_NOT_FOUND.urn)
+
+
+@pytest.mark.parametrize("sent", ["a%20b", "%C3%BC", "a%2Fb", "%2561", "%0A"])
+def test_a_route_gets_what_stands_in_its_path_decoded(service: Service, sent: str) -> None:
+    """Whatever a client put there, the route sees it as the client meant it."""
+    seen: list[str] = []
+    front = Front()
+
+    @front.route("GET", "/sessions/{id}/turns")
+    async def answer(exchange: Exchange) -> Response[str]:
+        seen.append(exchange.places["id"])
+        return Response(204)
+
+    event = event_named("sessions_rest_turns")
+    event |= {"path": f"/sessions/{sent}/turns", "pathParameters": {"id": sent}}
+    assert front(event, Context())["statusCode"] == 204  # type: ignore[arg-type]
+    assert seen == [unquote(sent)]
 
 
 class TestLoadBalancers:
