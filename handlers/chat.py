@@ -1,5 +1,6 @@
 """The handler of the chat function: an event in, the caller's turn in between, a response out."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -18,8 +19,10 @@ from handlers.run import AgentFailed, CutShort
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
 from handlers.tracing import step
+from memory.chat_store import count_tokens, decode_message
 from memory.dynamodb import DynamoDBTurnLog
-from memory.turns import Request, Session
+from memory.shortening import LEAST_TOKENS
+from memory.turns import Message, Request, Session, Window
 
 front = Front()
 register_hooks()
@@ -92,7 +95,7 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
             ) from error
         finally:
             exchange.usages.append(conversation.log.usage)
-            exchange.facts |= facts(conversation, ask, answered)
+            exchange.facts = facts(conversation, ask, answered) | exchange.facts
             note(exchange.facts)
 
 
@@ -102,7 +105,7 @@ def begin(exchange: Exchange) -> Conversation:
     model = chat_model(settings)
     client = table_client(settings.dynamodb_endpoint)
     return Conversation(
-        log=DynamoDBTurnLog(client, settings.table_name, retention=settings.retention),
+        log=DynamoDBTurnLog(client, settings.table_name, retention=settings.retention, count_tokens=tokens),
         build_agent=lambda: build_agent(model),
         instance=settings.instance,
         token_limit=settings.token_limit,
@@ -124,6 +127,7 @@ def answer(exchange: Exchange, ask: Ask, answered: Answered | None) -> Response[
         request_id=turn.request.id,
         memory=Memory(
             turns_in_window=turn.window.turns,
+            turns_shortened=turn.window.shortened,
             window_tokens=turn.window.tokens,
             token_limit=turn.window.limit,
             turns_total=turn.number - 1,
@@ -150,13 +154,31 @@ def facts(conversation: Conversation, ask: Ask, answered: Answered | None) -> di
             "turns_in_window": len(window.turns),
             "turns_total": window.total_turns,
         }
+        if window.shortened:
+            found["shortened_turns"] = list(window.shortened)
         if window.damaged:
             found["damaged_turns"] = list(window.damaged)
-        if answered and window.total_turns and not window.turns:
-            found["hint"] = "no earlier turn fits TOKEN_LIMIT, or all of them failed"
+        if answered and not answered.replayed and (why := hint(window)):
+            found["hint"] = why
     if progress.turn:
         found["turn"] = progress.turn.number
     return found
+
+
+def hint(window: Window) -> str | None:
+    """Why the agent may seem to have forgotten something; None if there is no reason, or memory is switched off."""
+    if window.shortened:
+        return "the newest turn alone exceeds TOKEN_LIMIT: the model was shown parts of it"
+    if window.turns or not window.total_turns or not window.token_limit:
+        return None
+    if window.token_limit < LEAST_TOKENS:
+        return f"the model was shown no earlier turn: TOKEN_LIMIT is below {LEAST_TOKENS}, or none was answered"
+    return "the model was shown no earlier turn: none was answered and can still be read"
+
+
+def tokens(messages: Sequence[Message]) -> int:
+    """Tokens that stored messages take of a model's context."""
+    return count_tokens(map(decode_message, messages))
 
 
 def _request_id(exchange: Exchange) -> str:
