@@ -59,7 +59,7 @@ def test_a_turn_larger_than_the_window_does_not_blank_the_next_one(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call with 20,000 numbers is shown in part; body, log and session say so, and the history has all of it."""
-    configure(monkeypatch, MAX_MESSAGE_CHARS="200000")
+    configure(monkeypatch, MAX_MESSAGE_CHARS="200000", MAX_MESSAGE_TOKENS="100000")
     large = service.say(f"My name is Ada. Add up {NUMBERS}. My dog is Rex")
     assert "199990000" in large.body["answer"]
     token = large.token
