@@ -1,5 +1,6 @@
 """The handler of the chat function: an event in, the caller's turn in between, a response out."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -21,9 +22,10 @@ from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
 from handlers.tools import ToolError
 from handlers.tracing import step
-from memory.chat_store import count_tokens
+from memory.chat_store import count_tokens, decode_message
 from memory.dynamodb import DynamoDBTurnLog
-from memory.turns import Request, Session
+from memory.shortening import LEAST_TOKENS
+from memory.turns import Message, Request, Session, Window
 
 MAX_FAILED_TOOLS = 10
 """How many a log line tells of."""
@@ -108,7 +110,7 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
             ) from error
         finally:
             exchange.usages.append(conversation.log.usage)
-            exchange.facts |= facts(conversation, ask, answered)
+            exchange.facts = facts(conversation, ask, answered) | exchange.facts
             note(exchange.facts)
 
 
@@ -131,7 +133,7 @@ def begin(exchange: Exchange) -> Conversation:
         model = model.for_user(settings.model_user_parameter, exchange.owner_hash)
     client = table_client(settings.dynamodb_endpoint)
     return Conversation(
-        log=DynamoDBTurnLog(client, settings.table_name, retention=settings.retention),
+        log=DynamoDBTurnLog(client, settings.table_name, retention=settings.retention, count_tokens=tokens),
         build_agent=lambda: build_agent(model),
         instance=settings.instance,
         token_limit=settings.token_limit,
@@ -156,6 +158,7 @@ def answer(exchange: Exchange, ask: Ask, answered: Answered | None) -> Response[
         request_id=turn.request.id,
         memory=Memory(
             turns_in_window=turn.window.turns,
+            turns_shortened=turn.window.shortened,
             window_tokens=turn.window.tokens,
             token_limit=turn.window.limit,
             turns_total=turn.number - 1,
@@ -182,21 +185,39 @@ def facts(conversation: Conversation, ask: Ask, answered: Answered | None) -> di
             "turns_in_window": len(window.turns),
             "turns_total": window.total_turns,
         }
+        if window.shortened:
+            found["shortened_turns"] = list(window.shortened)
         if window.damaged:
             found["damaged_turns"] = list(window.damaged)
-        if answered and window.total_turns and not window.turns:
-            found["hint"] = "no earlier turn fits TOKEN_LIMIT, or all of them failed"
+        if answered and not answered.replayed and (why := hint(window)):
+            found["hint"] = why
     if progress.turn:
         found["turn"] = progress.turn.number
     return found
+
+
+def hint(window: Window) -> str | None:
+    """Why the agent may seem to have forgotten something; None if there is no reason, or memory is switched off."""
+    if window.shortened:
+        return "the newest turn alone exceeds TOKEN_LIMIT: the model was shown parts of it"
+    if window.turns or not window.total_turns or not window.token_limit:
+        return None
+    if window.token_limit < LEAST_TOKENS:
+        return f"the model was shown no earlier turn: TOKEN_LIMIT is below {LEAST_TOKENS}, or none was answered"
+    return "the model was shown no earlier turn: none was answered and can still be read"
+
+
+def tokens(messages: Sequence[Message]) -> int:
+    """Tokens that stored messages take of a model's context."""
+    return count_tokens(map(decode_message, messages))
 
 
 def _check_length(message: str, settings: Settings) -> None:
     """Raises a 413 Problem. Characters are counted first: to count tokens takes longer."""
     if len(message) > (limit := settings.max_message_chars):
         size, unit, name = len(message), "characters", "MAX_MESSAGE_CHARS"
-    elif (tokens := count_tokens([ChatMessage(role="user", content=message)])) > (limit := settings.message_tokens):
-        size, unit, name = tokens, "tokens", "MAX_MESSAGE_TOKENS"
+    elif (counted := count_tokens([ChatMessage(role="user", content=message)])) > (limit := settings.message_tokens):
+        size, unit, name = counted, "tokens", "MAX_MESSAGE_TOKENS"
     else:
         return
     raise bad_field(

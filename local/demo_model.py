@@ -270,8 +270,9 @@ class _Completion:
             arguments = call["function"]["arguments"]
             head = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
             yield {"tool_calls": [head]}
-            for start in range(0, len(arguments), 8):
-                piece = {"index": index, "function": {"arguments": arguments[start : start + 8]}}
+            size = max(8, len(arguments) // 100)  # clients parse all that came so far at every piece
+            for start in range(0, len(arguments), size):
+                piece = {"index": index, "function": {"arguments": arguments[start : start + size]}}
                 yield {"tool_calls": [piece]}
 
     def _tool_calls(self) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ LARGEST_TURN = 64 * 1024 * 1024
 """Bytes of messages that are unpacked, at the most: many times what an invocation can have stored."""
 LONGEST_SESSION = 1_000
 """Bytes of an encoded session id; a partition key takes 2,048 in all."""
+STATE_OUTLIVES = timedelta(days=1)
+"""How long a state stays when all of its turns have expired, or the session was deleted."""
 RECENT_REQUESTS = 16
 LONGEST_OWNER = 512
 
@@ -122,6 +124,8 @@ def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
         "finished_at": timestamp(turn.finished_at),
         "instance": turn.instance,
     }
+    if turn.window.shortened:
+        item["window_shortened"] = turn.window.shortened  # beside `window`, of which 0.1.0 takes three numbers
     if turn.failure:
         item["failure"] = turn.failure
     if turn.supersedes:
@@ -167,7 +171,7 @@ def decode_turn(item: Mapping[str, Any], parts: Sequence[bytes] = ()) -> Turn:
             request=Request(id=item["request_id"], body_hash=item["body_hash"]),
             messages=_messages(b"".join(parts) if parts else item["payload"], item.get("encoding")),
             tokens=int(item["tokens"]),
-            window=WindowSize(turns=turns, tokens=tokens, limit=limit),
+            window=WindowSize(turns=turns, tokens=tokens, limit=limit, shortened=int(item.get("window_shortened", 0))),
             started_at=_datetime(item["started_at"]),
             finished_at=_datetime(item["finished_at"]),
             instance=item["instance"],
@@ -221,6 +225,11 @@ def expiry(moment: datetime | None) -> Item:
 def is_expired(item: Mapping[str, Any], now: datetime) -> bool:
     """Whether the item is to be taken for one that is not there."""
     return "expires_at" in item and int(item["expires_at"]) <= now.timestamp()
+
+
+def all_turns_expired(state: State, now: datetime) -> bool:
+    """Whether none of a session's turns can be unexpired: its state outlives them, counted in whole minutes."""
+    return state.expires_at is not None and state.expires_at - STATE_OUTLIVES + timedelta(minutes=1) <= now
 
 
 def minute(moment: datetime) -> str:

@@ -20,6 +20,7 @@ TURN_LOG = "tests/memory/test_turn_log.py"
 BUDGETS = "tests/memory/test_budgets.py"
 ALLOWANCE = "tests/memory/test_allowance.py"
 LIMITS = "tests/handlers/test_limits.py"
+SHORTENING = "tests/memory/test_shortening.py"
 STORE = "tests/memory/test_chat_store.py"
 CONVERSATION = "tests/handlers/test_conversation.py"
 CHAT = "tests/handlers/test_chat.py"
@@ -66,8 +67,8 @@ MUTATIONS = (
         name="nothing is kept back for the commit",
         change=_in_handlers(
             "conversation",
-            "turn_memory(store, session), self.deadline - COMMIT_SECONDS",
-            "turn_memory(store, session), self.deadline",
+            "until=self.deadline - COMMIT_SECONDS",
+            "until=self.deadline",
         ),
         test=f"{CHAT}::test_an_agent_that_takes_too_long_is_stopped",
     ),
@@ -253,8 +254,9 @@ MUTATIONS = (
         name="a process keeps the window of a session",
         change=_in_handlers(
             "conversation",
-            "store, failure = TurnChatStore(window), None",
-            'window = globals().setdefault("kept", window)\n        store, failure = TurnChatStore(window), None',
+            "store, concluded, failure = TurnChatStore(window), None, None",
+            'window = globals().setdefault("kept", window)\n'
+            "        store, concluded, failure = TurnChatStore(window), None, None",
         ),
         test=f"{CHAT}::test_it_remembers_what_was_said_before",
     ),
@@ -263,10 +265,38 @@ MUTATIONS = (
         name="turns are shown that do not fit",
         change=_in_memory(
             "reading",
-            'return self.skips(item) or self.tokens + int(item.get("tokens", 0)) <= self.token_limit',
-            "return True",
+            'or self.tokens + int(item.get("tokens", 0)) <= self.token_limit',
+            "or True",
         ),
         test=f"{TURN_LOG}::test_a_window_holds_the_newest_whole_turns_that_fit",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="a turn that does not fit ends the window",
+        change=_in_memory(
+            "reading",
+            "return self.skips(item) or not self.turns or",
+            "return self.skips(item) or",
+        ),
+        test=f"{TURN_LOG}::test_a_turn_that_does_not_fit_is_shown_in_part",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="a turn that is too large is shown whole",
+        change=_in_memory("reading", "if turn.tokens <= room:", "if True:"),
+        test=f"{TURN_LOG}::test_a_turn_that_does_not_fit_is_shown_in_part",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="calls are left out without their results",
+        change=_in_memory("shortening", 'if part.role == "tool" and steps and steps[-1][0].calls_tools:', "if False:"),
+        test=f"{SHORTENING}::test_calls_that_do_not_fit_are_left_out_with_their_results",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="the answer to a copy is the shortened one",
+        change=_in_memory("dynamodb", "for turn in reading.stored_turns if", "for turn in reading.turns if"),
+        test=f"{TURN_LOG}::test_a_shortened_turn_is_stored_whole",
     ),
     Mutation(
         guarantee="a window is chosen",

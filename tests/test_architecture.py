@@ -11,6 +11,7 @@ MODULES = sorted([*ROOT.glob("handlers/*.py"), *ROOT.glob("memory/*.py")])
 LAYERS = [
     "memory.turns",
     "memory.codec",
+    "memory.shortening",
     "memory.reading",
     "memory.table",
     "memory.items",

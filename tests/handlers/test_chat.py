@@ -52,6 +52,46 @@ def test_turns_in_window_are_the_turns_that_the_model_received(
     assert 0 < shown < 11
 
 
+NUMBERS = ", ".join(map(str, range(20_000)))
+
+
+def test_a_turn_larger_than_the_window_does_not_blank_the_next_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call with 20,000 numbers is shown in part; body, log and session say so, and the history has all of it."""
+    configure(monkeypatch, MAX_MESSAGE_CHARS="200000", MAX_MESSAGE_TOKENS="100000")
+    large = service.say(f"My name is Ada. Add up {NUMBERS}. My dog is Rex")
+    assert "199990000" in large.body["answer"]
+    token = large.token
+    reply = service.say("What do you know about me?", token=token, idempotency_key="k")
+    assert reply.body["answer"] == "I know this: your name is Ada; your dog is Rex."
+    memory = reply.body["memory"]
+    assert (memory["turns_in_window"], memory["turns_shortened"]) == (1, 1)
+    assert 8500 < memory["window_tokens"] <= memory["token_limit"] == 10_000
+    assert (reply.line["shortened_turns"], reply.line["level"]) == ([1], "WARNING")
+    assert "TOKEN_LIMIT" in reply.line["hint"]
+    _, question, call, result, answer, _ = service.model_received()[-1]
+    assert "characters left out" in question["content"]
+    assert "characters left out" in json.loads(call["tool_calls"][0]["function"]["arguments"])["numbers"]
+    assert (result["tool_call_id"], result["content"]) == (call["tool_calls"][0]["id"], "199990000")
+    assert answer["content"] == "The tool says: 199990000"
+
+    assert service.say("What do you know about me?", token=token, idempotency_key="k").body["memory"] == memory
+    assert service.send("GET", "/sessions/default", token=token).body["window"]["turns_shortened"] == 0
+    turns = service.send("GET", "/sessions/default/turns", token=token).body["turns"]
+    assert turns[1]["messages"][1]["tool_calls"][0]["arguments"]["numbers"][-1] == 19_999
+
+
+def test_a_large_turn_is_replayed_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of a request gets the answer as it is stored, though the model would be shown a part of it."""
+    configure(monkeypatch, TOKEN_LIMIT="200")
+    token, message = service.say("Hello").token, "My book is " + "all of it, " * 100
+    first = service.say(message, idempotency_key="k", token=token)
+    again = service.say(message, idempotency_key="k", token=token)
+    assert (again.headers["idempotent-replayed"], again.body["answer"]) == ("true", first.body["answer"])
+    assert service.say("Thank you", token=token).line["shortened_turns"] == [2]
+
+
 def test_tool_calls_are_part_of_the_turn(service: Service) -> None:
     """The call and its result are stored with the turn, and reach the model again in order."""
     first = service.say("Add up 1, 2 and 3.5")
@@ -586,6 +626,22 @@ def test_a_window_that_nothing_fits_is_a_warning(service: Service, monkeypatch: 
     line = service.say("Hello", token=token).line
     assert line["level"] == "WARNING"
     assert "TOKEN_LIMIT" in line["hint"]
+
+
+def test_a_window_after_failures_alone_is_a_warning(service: Service) -> None:
+    """An agent that was shown nothing because nothing was answered says that."""
+    token = service.say("please fail with status 500").token
+    line = service.say("Hello", token=token).line
+    assert line["level"] == "WARNING"
+    assert "TOKEN_LIMIT" not in line["hint"]
+
+
+def test_a_memory_that_is_switched_off_is_no_warning(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sets TOKEN_LIMIT to 0 wants no earlier turn to be shown."""
+    token = service.say("Hello").token
+    configure(monkeypatch, TOKEN_LIMIT="0")
+    reply = service.say("Hello", token=token)
+    assert (reply.body["memory"]["turns_in_window"], reply.line["level"]) == (0, "INFO")
 
 
 @pytest.mark.parametrize("message", ["My code is xyzzy", "please fail with status 500 xyzzy"])

@@ -16,7 +16,7 @@ from handlers.problems import Kind
 from handlers.settings import Settings
 from memory.codec import partition, turn_key
 from memory.turns import Session, utc_now
-from tests.conftest import EVENT_FILES, TABLE, damage, event_named, keys_of, say, store_at
+from tests.conftest import EVENT_FILES, TABLE, damage, event_named, keys_of, noise, say, store_at
 from tests.handlers.conftest import Reply, Service, configure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -289,7 +289,17 @@ class TestReading:
         configure(monkeypatch, IDENTITY_SOURCES="jwt", TOKEN_LIMIT="25")
         found = ada.get("/sessions/talk")
         assert (found["id"], found["title"], found["turns"]) == ("talk", "one", 3)
-        assert found["window"] == {"turns": 2, "tokens": 20, "token_limit": 25}
+        assert found["window"] == {"turns": 2, "turns_shortened": 0, "tokens": 20, "token_limit": 25}
+
+    def test_a_session_says_that_its_newest_turn_would_be_shown_in_part(
+        self, ada: Person, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A turn that exceeds the limit does not make the window blank."""
+        ada.talk("one", noise(5000), tokens=4000)
+        configure(monkeypatch, IDENTITY_SOURCES="jwt", TOKEN_LIMIT="1000")
+        window = ada.get("/sessions/talk")["window"]
+        assert (window["turns"], window["turns_shortened"]) == (1, 1)
+        assert 800 < window["tokens"] <= window["token_limit"] == 1000
 
     def test_turns_show_what_was_said_and_which_tools_were_called(self, ada: Person) -> None:
         """Messages with roles, tool calls with arguments, results with the call that they belong to."""
