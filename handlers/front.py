@@ -21,6 +21,7 @@ from handlers.report import Exchange, log_exchange, logger
 from handlers.router import Target, plain_event, resolver_of, result_for, target_of, with_header
 from handlers.settings import Settings
 from handlers.trigger import answer_plainly, is_request, is_websocket
+from memory.allowance import DynamoDBAllowance
 from memory.table import connect
 
 if TYPE_CHECKING:
@@ -173,6 +174,15 @@ def process_settings() -> Settings:
 def table_client(endpoint: str | None) -> "DynamoDBClient":
     """The DynamoDB client of this process."""
     return connect(endpoint)
+
+
+def allowance(exchange: Exchange) -> DynamoDBAllowance:
+    """What the settings let an owner do."""
+    settings = exchange.settings
+    client = table_client(settings.dynamodb_endpoint)
+    found = DynamoDBAllowance(client, settings.table_name, turns_per_hour=settings.owner_turns_per_hour)
+    exchange.usages.append(found.usage)
+    return found
 
 
 @cache

@@ -22,6 +22,7 @@ from memory.turns import (
     TableUnavailable,
     TurnInProgress,
     TurnNotFound,
+    TurnsUsedUp,
 )
 
 CONTENT_TYPE = "application/problem+json"
@@ -96,6 +97,12 @@ class Kind(Enum):
         409,
         "The history was replaced while it was read",
         "The session was deleted or rewritten since reading it began.",
+    )
+    TURNS_USED_UP = (
+        "turns-used-up",
+        429,
+        "All turns of this hour are taken",
+        "The caller has taken `OWNER_TURNS_PER_HOUR` turns since the hour began; see `Retry-After`.",
     )
     INTERNAL = ("internal", 500, "Something went wrong in the service", "The log has the cause.")
     AGENT_FAILED = (
@@ -213,6 +220,13 @@ def from_error(error: Exception) -> Problem:
                 kind=Kind.TURN_IN_PROGRESS,
                 detail="The session is answering another request. Nothing of this one was stored: send it again.",
                 retry_after=error.retry_after if isinstance(error, TurnInProgress) else 1,
+            )
+        case TurnsUsedUp():
+            return Problem(
+                kind=Kind.TURNS_USED_UP,
+                detail=f"You may take {error.limit} turns in an hour (OWNER_TURNS_PER_HOUR), and have taken them. "
+                f"Nothing of this request was stored: send it again in {error.retry_after} seconds.",
+                retry_after=error.retry_after,
             )
         case RequestIdReused():
             return bad_field(

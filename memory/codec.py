@@ -69,6 +69,16 @@ def partition(session: Session) -> str:
     return f"SESSION#{owner_key(session.owner)}#{encoded}"
 
 
+def owner_partition(owner: str) -> str:
+    """The partition that holds what concerns an owner, whatever the session."""
+    return f"OWNER#{owner_key(owner)}"
+
+
+def quota_key(begin: datetime) -> str:
+    """Where the turns are counted that an owner takes from `begin` on: an item for each hour, which then expires."""
+    return f"quota#{begin:%Y-%m-%dT%HZ}"
+
+
 def session_id(partition_key: str) -> str:
     """The session id in a partition key."""
     return unquote(partition_key.rsplit("#", 1)[1], errors="surrogatepass")

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -34,6 +34,16 @@ class TurnInProgress(ConversationError):
         super().__init__(f"the session is answering another request; its lease ends within {retry_after} s")
         self.retry_after = retry_after
         """Seconds until the other request is done or its lease has run out."""
+
+
+class TurnsUsedUp(ConversationError):
+    """The owner has taken all turns that an hour may have."""
+
+    def __init__(self, *, limit: int, retry_after: int) -> None:
+        super().__init__(f"all {limit} turns of this hour are taken; the next hour begins in {retry_after} s")
+        self.limit = limit
+        self.retry_after = retry_after
+        """Seconds until the next hour begins."""
 
 
 class ClaimRefused(ConversationError):
@@ -413,17 +423,21 @@ async def take_turn(
     token_limit: int | None,
     patience: float,
     title: str = "",
+    admit: Callable[[Window], Awaitable[None]] | None = None,
 ) -> tuple[Window, Claim | None]:
     """Load the session, wait while another request is answered, claim the next turn: over again until it is ours.
 
     ``patience`` is the longest wait in seconds. There is no claim where the window shows that this very request was
-    answered before. Raises TurnInProgress beyond the patience, and what ``load`` raises.
+    answered before. ``admit`` is asked after each load, before anything is waited for or claimed, and raises if the
+    request may have no turn. Raises TurnInProgress beyond the patience, and what ``load`` raises.
     """
     give_up = asyncio.get_running_loop().time() + patience
     while True:
         window = await log.load(session, token_limit=token_limit, request=request)
         if window.answered:
             return window, None
+        if admit:
+            await admit(window)
         silence = None
         if not window.busy_seconds:
             try:
