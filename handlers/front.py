@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from handlers.identity import TOKEN_HEADER, Caller, identify, with_token, without_cookie
 from handlers.openapi import OPERATIONS
-from handlers.problems import Kind, Problem, from_error
+from handlers.problems import Kind, Problem, cause, from_error
 from handlers.report import Exchange, log_exchange, logger
 from handlers.settings import Settings
 from memory.table import connect
@@ -65,7 +65,8 @@ class Front:
     def _resolver(self, exchange: Exchange) -> Resolver:
         """Powertools' routing, for the one event: made in a fraction of a millisecond, and nothing is left of it."""
         version = APIGatewayRestResolver if exchange.event.get("version", "1.0") == "1.0" else APIGatewayHttpResolver
-        resolver = version(cors=_cors(exchange.settings))
+        # Or POWERTOOLS_DEV would print the event, and answer an error with its stack trace.
+        resolver = version(cors=_cors(exchange.settings), debug=False)
         for (method, path), answer in self.routes.items():
             serve = _serving(exchange, resolver, method, path, answer)
             resolver.route(re.sub(r"{(\w+)}", r"<\1>", path), method)(serve)
@@ -162,7 +163,14 @@ def table_client(endpoint: str | None) -> "DynamoDBClient":
 @cache
 def event_loop() -> asyncio.Runner:
     """One event loop for the life of the process: connections that were kept belong to it."""
-    return asyncio.Runner()
+    runner = asyncio.Runner()
+    runner.get_loop().set_exception_handler(_log_lost)
+    return runner
+
+
+def _log_lost(_: asyncio.AbstractEventLoop, happened: dict[str, Any]) -> None:
+    """Log an error that nobody waits for. asyncio would log its text."""
+    logger.error("lost", extra={"cause": cause(happened.get("exception"))})
 
 
 def deadline(context: LambdaContext) -> float:

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +15,7 @@ from handlers.identity import Caller
 from handlers.metrics import MEASURES, metrics
 from handlers.problems import Kind, Problem, cause
 from handlers.settings import Settings
+from handlers.silence import silence
 from memory.turns import Session, Usage
 
 FIELDS = {
@@ -50,6 +52,18 @@ class Exchange:
     error: Exception | None = None
     problem: Problem | None = None
     """What the error is for the caller."""
+
+
+def entry_point(handler: Callable[[dict[str, Any], LambdaContext], Any]) -> Callable[..., Any]:
+    """A function as AWS Lambda calls it. No switch makes it log an event, or what libraries know of it."""
+
+    @wraps(handler)
+    def silent(event: dict[str, Any], context: LambdaContext) -> Any:
+        silence()
+        return handler(event, context)
+
+    injected: Callable[..., Any] = logger.inject_lambda_context(silent, log_event=False)
+    return injected
 
 
 def log_exchange(exchange: Exchange) -> None:
