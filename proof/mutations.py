@@ -61,8 +61,8 @@ MUTATIONS = (
         name="nothing is kept back for the commit",
         change=_in_handlers(
             "conversation",
-            "turn_memory(store, session), self.deadline - COMMIT_SECONDS",
-            "turn_memory(store, session), self.deadline",
+            "until=self.deadline - COMMIT_SECONDS",
+            "until=self.deadline",
         ),
         test=f"{CHAT}::test_an_agent_that_takes_too_long_is_stopped",
     ),
@@ -248,8 +248,8 @@ MUTATIONS = (
         name="a process keeps the window of a session",
         change=_in_handlers(
             "conversation",
-            "store, failure = TurnChatStore(window), None",
-            'window = globals().setdefault("kept", window)\n        store, failure = TurnChatStore(window), None',
+            "        store, concluded, failure =",
+            '        window = globals().setdefault("kept", window)\n        store, concluded, failure =',
         ),
         test=f"{CHAT}::test_it_remembers_what_was_said_before",
     ),
