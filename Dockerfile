@@ -1,6 +1,7 @@
 # The chat function as a container image, for an agent whose packages pass the 250 MB of a zip file: README.md, "As a
 # container image".
-FROM public.ecr.aws/lambda/python:3.13
+# Pinned by the digest of the tag's index, for both processors; Dependabot proposes newer ones.
+FROM public.ecr.aws/lambda/python:3.13@sha256:a2599a8364d1b56a6b39fcf83116fb33a69c5a0dfabdcbff618c9fe50bc00eab
 
 # A layer of its own, which an edit of the agent leaves as it is. pip compiles what it installs; the lock is complete.
 COPY requirements.txt ${LAMBDA_TASK_ROOT}/

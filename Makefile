@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_SAM ?= .venv-sam
 VENV_CHECKOV ?= .venv-checkov
+VENV_AUDIT ?= .venv-audit
 VENV_BENCH ?= .venv-bench
 NODE_MODULES := local/node_modules
 
@@ -11,6 +12,7 @@ NODE_MODULES := local/node_modules
 DEV := $(VENV)/.stamp
 SAM := $(VENV_SAM)/.stamp
 CHECKOV := $(VENV_CHECKOV)/.stamp
+AUDIT := $(VENV_AUDIT)/.stamp
 BENCH := $(patsubst %,$(VENV_BENCH)/%/.stamp,llamaindex langchain langgraph)
 NODE := $(NODE_MODULES)/.stamp
 
@@ -19,7 +21,7 @@ export SAM_CLI_TELEMETRY := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run sam-local test check checkov bench coldstart cost prove lock build clean \
+.PHONY: help install run sam-local test check checkov audit bench coldstart cost prove lock build clean \
 	build-ChatFunction build-SessionsFunction build-SweepFunction
 
 help:
@@ -28,6 +30,7 @@ help:
 	@echo "make test     the tests (ARGS='-k name -x' goes to pytest)"
 	@echo "make check    lint, formatting, types, and the template"
 	@echo "make checkov  what is unsafe in the template, but for the exceptions in .checkov.yaml (some 300 MB to install)"
+	@echo "make audit    which locked packages have known vulnerabilities (asks PyPI)"
 	@echo "make bench    what a turn costs here and in other stores, and what this adds to an agent's run (some minutes)"
 	@echo "make coldstart  from nothing to the first response, as built and as pip installs it (some minutes)"
 	@echo "make cost     what a turn costs in dollars (TURNS=100000 a month, TOKENS=3000 of window; ARGS=--help says what else)"
@@ -55,9 +58,15 @@ check: $(DEV) $(SAM)
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/python -m mypy
 	$(VENV_SAM)/bin/sam validate --lint --region us-east-1
+	$(VENV_SAM)/bin/cfn-lint .github/access.yaml docs/edge.yaml
 
 checkov: $(CHECKOV)
 	$(VENV_CHECKOV)/bin/checkov
+
+# Of the lock files, which name every package and its hash, so that nothing is resolved or installed.
+audit: $(AUDIT)
+	$(VENV_AUDIT)/bin/pip-audit --disable-pip --require-hashes --strict --progress-spinner off \
+		$(foreach lock,$(wildcard requirements*.txt),-r $(lock))
 
 bench: $(DEV) $(BENCH) $(NODE)
 	@$(VENV)/bin/python -m bench --peers $(VENV_BENCH) $(ARGS)
@@ -123,6 +132,9 @@ $(SAM): requirements-sam.txt
 $(CHECKOV): requirements-checkov.txt
 	$(call install,$(VENV_CHECKOV),requirements-checkov.txt)
 
+$(AUDIT): requirements-audit.txt
+	$(call install,$(VENV_AUDIT),requirements-audit.txt)
+
 $(BENCH): $(VENV_BENCH)/%/.stamp: bench/requirements-%.txt
 	@mkdir -p $(VENV_BENCH)
 	$(call install,$(VENV_BENCH)/$*,$<)
@@ -148,6 +160,7 @@ lock: $(DEV)
 	$(COMPILE_GROUP) sessions --constraints requirements.txt --output-file requirements-sessions.txt
 	$(COMPILE_GROUP) sam --output-file requirements-sam.txt
 	$(COMPILE_GROUP) checkov --output-file requirements-checkov.txt
+	$(COMPILE_GROUP) audit --output-file requirements-audit.txt
 	$(COMPILE_GROUP) bench-llamaindex --output-file bench/requirements-llamaindex.txt
 	$(COMPILE_GROUP) bench-langchain --output-file bench/requirements-langchain.txt
 	$(COMPILE_GROUP) bench-langgraph --output-file bench/requirements-langgraph.txt

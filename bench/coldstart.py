@@ -161,7 +161,7 @@ def backends(folder: Path) -> Iterator[dict[str, str]]:
             "OPENAI_API_BASE": f"{model.endpoint}/v1",
             "OPENAI_API_KEY": "none",
             "OPENAI_MODEL": demo_model.MODEL,
-            "SIGNING_SECRET": "a-secret-of-the-bench",
+            "SIGNING_SECRET": "a-secret-of-the-bench-that-is-long-enough",
         }
 
 

@@ -14,14 +14,14 @@ from bench.prices import AS_OF, PRICES
 from bench.units import BYTES_PER_TOKEN, QUESTION_SHARE, Talk, Units, units_of
 from handlers.settings import SECRET_SECONDS
 
-TURN_LINE_BYTES = 1_187
+TURN_LINE_BYTES = 1_213
 """The turn's own log line, as the chat function writes it; 500 of them say which of its members are metrics."""
-ACCESS_LINE_BYTES = 175
+ACCESS_LINE_BYTES = 204
 """The line of the API's access log, in the template's format."""
 PLATFORM_LINES_BYTES = 380
 """Lambda's `platform.start` and `platform.report`, by the form that AWS documents for them."""
 LOG_BYTES = TURN_LINE_BYTES + ACCESS_LINE_BYTES + PLATFORM_LINES_BYTES
-METRICS = 14
+METRICS = 15
 """Those that CloudWatch takes from the lines, each of which it counts for a month that it has a value in."""
 PROMPT_TOKENS = 310
 """The example agent's system prompt and the descriptions of its tools."""
@@ -260,7 +260,7 @@ def options() -> _Parser:
         default=True,
         help="instances start from a snapshot, of one version (%(default)s)",
     )
-    add("--retention-days", type=_whole(0), default=0, help="RETENTION_DAYS; 0: turns are kept (%(default)s)")
+    add("--retention-days", type=_whole(0), default=30, help="RETENTION_DAYS; 0: turns are kept (%(default)s)")
     add("--months", type=_whole(1), default=12, help="of turns in the table, where they are kept (%(default)s)")
     add("--log-bytes", type=_whole(0), default=LOG_BYTES, help="that a turn logs (%(default)s)")
     add("--log-days", type=_whole(1), default=30, help="that logs are kept (%(default)s)")

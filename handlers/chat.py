@@ -1,26 +1,31 @@
 """The handler of the chat function: an event in, the caller's turn in between, a response out."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
 from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
+from llama_index.core.base.llms.types import ChatMessage
 
 from handlers.agent import build_agent
 from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progress
 from handlers.front import Front, deadline, identified, json_response, table_client
 from handlers.model import chat_model
-from handlers.problems import Kind, Problem, bad_field, cause, unauthorized, unavailable
+from handlers.problems import ADVICE, AGAIN, HINTS, KEPT, Kind, Problem, bad_field, cause, unauthorized, unavailable
 from handlers.report import Exchange, entry_point
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
-from handlers.run import AgentFailed, CutShort, StructuredOutputFailed, ToolReturned
+from handlers.run import AgentFailed, ModelNoted, StructuredOutputFailed, ToolReturned
+from handlers.settings import Settings
 from handlers.shapes import DEFAULT_SESSION, ChatAnswer, ChatRequest, Memory
 from handlers.snapshot import register_hooks
 from handlers.tools import ToolError
 from handlers.tracing import step
+from memory.chat_store import count_tokens, decode_message
 from memory.dynamodb import DynamoDBTurnLog
-from memory.turns import Request, Session
+from memory.shortening import LEAST_TOKENS
+from memory.turns import Message, Request, Session, Window
 
 MAX_FAILED_TOOLS = 10
 """How many a log line tells of."""
@@ -40,13 +45,8 @@ async def chat(exchange: Exchange) -> Response[str]:
     """One turn of the caller's conversation."""
     exchange.line = "turn"
     caller = identified(exchange)
-    body = read_body(exchange.event, ChatRequest)
-    if len(body.message) > (limit := exchange.settings.max_message_chars):
-        raise bad_field(
-            "message",
-            f"message has {len(body.message)} characters, and {limit} are allowed; shorten it",
-            kind=Kind.TOO_LARGE,
-        )
+    body = read_body(exchange.event, ChatRequest, limit=exchange.settings.max_body_bytes)
+    _check_length(body.message, exchange.settings)
     named = body.session_id or session_header(exchange.event)
     if named is not None and caller.source == "new":
         raise unauthorized(
@@ -80,8 +80,12 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
                 async for happened in events:
                     if isinstance(happened, Answered):
                         answered = happened
-                    elif isinstance(happened, CutShort):
-                        exchange.facts |= {"finish_reason": happened.reason, "hint": "the model did not end its answer"}
+                    elif isinstance(happened, ModelNoted):
+                        exchange.facts |= happened.notes
+                        if "finish_reason" in happened.notes:
+                            exchange.facts["hint"] = "the answer was cut short"
+                        elif "missing_tool_calls" in happened.notes:
+                            exchange.facts["hint"] = "the model announced tool calls and made none"
                     elif isinstance(happened, ToolReturned):
                         note_tool(exchange.facts, happened)
                     elif isinstance(happened, StructuredOutputFailed):
@@ -93,15 +97,20 @@ async def take_turn(exchange: Exchange, ask: Ask) -> Response[str]:
                 "There was not enough time left to begin a turn, and nothing was stored. Send it again."
             ) from error
         except AgentFailed as error:
+            exchange.facts |= error.facts
+            if error.code in HINTS:
+                exchange.facts["hint"] = HINTS[error.code]
+            if error.code == "prompt_refused" and (window := conversation.progress.window):
+                exchange.facts["window_turns"] = [turn.number for turn in window.turns]
             raise Problem(
                 kind=Kind.AGENT_TIMED_OUT if error.timed_out else Kind.AGENT_FAILED,
-                detail="The message was noted as a failed turn, which the agent will not see. Send the request again.",
+                detail=f"{KEPT} {ADVICE.get(error.code, AGAIN)}",
                 extra={"code": error.code},
                 retry_after=error.retry_after,
             ) from error
         finally:
             exchange.usages.append(conversation.log.usage)
-            exchange.facts |= facts(conversation, ask, answered)
+            exchange.facts = facts(conversation, ask, answered) | exchange.facts
             note(exchange.facts)
 
 
@@ -120,9 +129,11 @@ def begin(exchange: Exchange) -> Conversation:
     """What this invocation takes its turn with; only clients and settings are kept from one to the next."""
     settings = exchange.settings
     model = chat_model(settings)
+    if settings.model_user_parameter:
+        model = model.for_user(settings.model_user_parameter, exchange.owner_hash)
     client = table_client(settings.dynamodb_endpoint)
     return Conversation(
-        log=DynamoDBTurnLog(client, settings.table_name, retention=settings.retention),
+        log=DynamoDBTurnLog(client, settings.table_name, retention=settings.retention, count_tokens=tokens),
         build_agent=lambda: build_agent(model),
         instance=settings.instance,
         token_limit=settings.token_limit,
@@ -146,6 +157,7 @@ def answer(exchange: Exchange, ask: Ask, answered: Answered | None) -> Response[
         request_id=turn.request.id,
         memory=Memory(
             turns_in_window=turn.window.turns,
+            turns_shortened=turn.window.shortened,
             window_tokens=turn.window.tokens,
             token_limit=turn.window.limit,
             turns_total=turn.number - 1,
@@ -172,13 +184,46 @@ def facts(conversation: Conversation, ask: Ask, answered: Answered | None) -> di
             "turns_in_window": len(window.turns),
             "turns_total": window.total_turns,
         }
+        if window.shortened:
+            found["shortened_turns"] = list(window.shortened)
         if window.damaged:
             found["damaged_turns"] = list(window.damaged)
-        if answered and window.total_turns and not window.turns:
-            found["hint"] = "no earlier turn fits TOKEN_LIMIT, or all of them failed"
+        if answered and not answered.replayed and (why := hint(window)):
+            found["hint"] = why
     if progress.turn:
         found["turn"] = progress.turn.number
     return found
+
+
+def hint(window: Window) -> str | None:
+    """Why the agent may seem to have forgotten something; None if there is no reason, or memory is switched off."""
+    if window.shortened:
+        return "the newest turn alone exceeds TOKEN_LIMIT: the model was shown parts of it"
+    if window.turns or not window.total_turns or not window.token_limit:
+        return None
+    if window.token_limit < LEAST_TOKENS:
+        return f"the model was shown no earlier turn: TOKEN_LIMIT is below {LEAST_TOKENS}, or none was answered"
+    return "the model was shown no earlier turn: none was answered and can still be read"
+
+
+def tokens(messages: Sequence[Message]) -> int:
+    """Tokens that stored messages take of a model's context."""
+    return count_tokens(map(decode_message, messages))
+
+
+def _check_length(message: str, settings: Settings) -> None:
+    """Raises a 413 Problem. Characters are counted first: to count tokens takes longer."""
+    if len(message) > (limit := settings.max_message_chars):
+        size, unit, name = len(message), "characters", "MAX_MESSAGE_CHARS"
+    elif (counted := count_tokens([ChatMessage(role="user", content=message)])) > (limit := settings.message_tokens):
+        size, unit, name = counted, "tokens", "MAX_MESSAGE_TOKENS"
+    else:
+        return
+    raise bad_field(
+        "message",
+        f"message has {size} {unit}, and {limit} are allowed ({name}); shorten it or send it in parts",
+        kind=Kind.TOO_LARGE,
+    )
 
 
 def _request_id(exchange: Exchange) -> str:

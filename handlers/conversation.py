@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory import Memory
 
+from handlers.model_answer import finish_reason
 from handlers.run import AgentFailed, Concluded, Happened, run_agent
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
 from handlers.tools import Agent
@@ -32,6 +33,8 @@ from memory.turns import (
 
 ANSWER_SECONDS = 0.3
 """Kept back for the response, of those that are kept back for the commit."""
+EMPTY_BECAUSE = {"content_filter": "content_filter", "length": "answer_limit", "max_tokens": "answer_limit"}
+"""Codes of answers of which the model's server left nothing, by its reason to stop."""
 FIRST_RENEWAL_SECONDS = 6.0
 RENEWAL_SECONDS = 4.0
 
@@ -177,7 +180,7 @@ class Conversation:
             instance=self.instance,
         )
         if not turn.answer:
-            raise AgentFailed("empty_answer")
+            raise AgentFailed(EMPTY_BECAUSE.get(finish_reason(messages[-1]), "empty_answer"))
         return turn
 
 

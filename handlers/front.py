@@ -6,17 +6,22 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, APIGatewayRestResolver, CORSConfig, Response
+from aws_lambda_powertools.event_handler import ApiGatewayResolver, CORSConfig, Response
 from aws_lambda_powertools.event_handler.exceptions import NotFoundError
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from pydantic import BaseModel
 
-from handlers.identity import TOKEN_HEADER, Caller, identify, with_token, without_cookie
+from handlers.identity import TOKEN_HEADER, Caller, identify, owner_hash, with_token, without_cookie
 from handlers.openapi import OPERATIONS
 from handlers.problems import Kind, Problem, cause, from_error
+from handlers.proxy import check_proxy
 from handlers.report import Exchange, log_exchange, logger
+from handlers.router import Target, plain_event, resolver_of, result_for, target_of, with_header
 from handlers.settings import Settings
+from handlers.trigger import answer as answer_other
+from handlers.trigger import is_request, is_websocket
 from memory.table import connect
 
 if TYPE_CHECKING:
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
 
 Answer = Callable[[Exchange], Awaitable[Response[str]]]
 """What answers the requests of a route."""
-Resolver = APIGatewayHttpResolver | APIGatewayRestResolver
 
 REQUEST_HEADERS = ["idempotency-key", "x-session-id", TOKEN_HEADER]
 RESPONSE_HEADERS = [TOKEN_HEADER, "idempotent-replayed", "retry-after", "x-next-cursor"]
@@ -49,48 +53,49 @@ class Front:
         return register
 
     def __call__(self, event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        """Events of HTTP APIs and function URLs (version 2.0), and of REST APIs (1.0)."""
+        """Answer a request, whichever kind of API or load balancer sent it. Raises UnexpectedEvent for what is none."""
         logger.remove_keys(["function_arn", "function_memory_size"])  # the same in every line of a log group
+        if not is_request(event):
+            return answer_other(event)
         return event_loop().run(self._resolve(Exchange(event=event, context=context)))
 
     async def _resolve(self, exchange: Exchange) -> dict[str, Any]:
         try:
             exchange.settings = process_settings()
-            return await self._resolver(exchange).resolve_async(exchange.event, exchange.context)
+            if is_websocket(exchange.event):
+                raise _no_websocket()
+            exchange.target = target_of(exchange.event, exchange.settings.base_path)
+            resolver = self._resolver(exchange)
+            result = await resolver.resolve_async(plain_event(exchange.event, exchange.target), exchange.context)
         except Exception as error:  # noqa: BLE001 - the last place where a clean answer can be given
             exchange.error, exchange.problem = error, from_error(error)
             log_exchange(exchange)
-            return exchange.problem.result()
+            result = result_for(exchange.event, exchange.problem)
+        return with_header(result, "X-Content-Type-Options", "nosniff")
 
-    def _resolver(self, exchange: Exchange) -> Resolver:
-        """Powertools' routing, for the one event: made in a fraction of a millisecond, and nothing is left of it."""
-        version = APIGatewayRestResolver if exchange.event.get("version", "1.0") == "1.0" else APIGatewayHttpResolver
-        # Or POWERTOOLS_DEV would print the event, and answer an error with its stack trace.
-        resolver = version(cors=_cors(exchange.settings), debug=False)
+    def _resolver(self, exchange: Exchange) -> ApiGatewayResolver:
+        """Powertools' routing for one event. Making it takes a fraction of a millisecond; nothing of it is kept."""
+        resolver = resolver_of(exchange.event, _cors(exchange.settings))
         for (method, path), answer in self.routes.items():
-            serve = _serving(exchange, resolver, method, path, answer)
+            serve = _serving(exchange, method, path, answer)
             resolver.route(re.sub(r"{(\w+)}", r"<\1>", path), method)(serve)
 
         @resolver.not_found
         def not_found(_: NotFoundError) -> Response[str]:
-            exchange.problem = _no_route(resolver.current_event.http_method, resolver.current_event.path)
+            exchange.problem = _no_route(exchange.target)
             log_exchange(exchange)
             return exchange.problem.response()
 
         return resolver
 
 
-def _serving(
-    exchange: Exchange, resolver: Resolver, method: str, path: str, answer: Answer
-) -> Callable[..., Awaitable[Response[str]]]:
+def _serving(exchange: Exchange, method: str, path: str, answer: Answer) -> Callable[..., Awaitable[Response[str]]]:
     async def serve(**places: str) -> Response[str]:
         """The response to one request, its errors as problems, and its line in the log."""
-        exchange.route, exchange.places = f"{method} {path}", places
-        asked = resolver.current_event.path
+        exchange.route = f"{method} {path}"
+        exchange.places = {name: unquote(value, errors="surrogatepass") for name, value in places.items()}
         try:
-            # Powertools takes /sessions/ of a REST API for /sessions: a DELETE that lacks its id would delete all.
-            if not _is_at(asked, path):
-                raise _no_route(method, asked)
+            check_proxy(exchange.event, exchange.settings)
             async with asyncio.timeout_at(deadline(exchange.context) - REPLY_SECONDS):
                 response = await answer(exchange)
             exchange.status = HTTPStatus(response.status_code)
@@ -110,13 +115,24 @@ def _serving(
     return serve
 
 
-def _no_route(method: str, path: str) -> Problem:
+def _no_route(target: Target) -> Problem:
     """The problem of a request that no route answers."""
-    methods = sorted(m for m, known in OPERATIONS if _is_at(path, known))
-    if methods and method not in methods:
+    methods = sorted(method for method, path in OPERATIONS if _is_at(target.path, path))
+    if methods and target.method not in methods:
         allow = ", ".join(methods)
-        return Problem(kind=Kind.METHOD, detail=f"The path has no {method}; it has {allow}.", allow=allow)
+        return Problem(kind=Kind.METHOD, detail=f"The path has no {target.method}; it has {allow}.", allow=allow)
     return Problem(kind=Kind.NOT_FOUND, detail="There is no such path here. GET /openapi.json lists those there are.")
+
+
+def _no_websocket() -> Problem:
+    """The problem of whoever opens a WebSocket or sends a message through one.
+
+    It is told to them rather than raised: nobody else would send the message again, and anybody could set off an alarm.
+    """
+    return Problem(
+        kind=Kind.NOT_FOUND,
+        detail="There is no WebSocket here. Send HTTP requests; GET /openapi.json lists the paths that there are.",
+    )
 
 
 def _is_at(path: str, route: str) -> bool:
@@ -130,7 +146,7 @@ def _cors(settings: Settings) -> CORSConfig | None:
     return CORSConfig(
         allow_origin=first,
         extra_origins=others,
-        allow_headers=REQUEST_HEADERS,
+        allow_headers=[*REQUEST_HEADERS, *settings.cors_headers],
         expose_headers=RESPONSE_HEADERS,
         max_age=PREFLIGHT_SECONDS,
     )
@@ -180,5 +196,6 @@ def deadline(context: LambdaContext) -> float:
 
 def identified(exchange: Exchange) -> Caller:
     """Who asks. Raises a 401 Problem."""
-    exchange.caller = identify(exchange.event, exchange.settings)
-    return exchange.caller
+    exchange.caller = caller = identify(exchange.event, exchange.settings)
+    exchange.owner_hash = owner_hash(caller.owner, exchange.settings)
+    return caller

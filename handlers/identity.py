@@ -1,14 +1,16 @@
 """Who is asking: the owner of the sessions, from what an API Gateway event proves. Fails closed.
 
 An owner is stable: claims of an authorizer, or a session token that this service signed and handed out before. Nothing
-is ever keyed by something random per request, and a token that does not hold never becomes a new identity.
+is ever keyed by something random per request, and an invalid token never becomes a new identity.
 """
 
 import hashlib
+import hmac
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -16,7 +18,19 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.shared.cookies import Cookie, SameSite
 from itsdangerous import BadSignature, SignatureExpired, TimestampSigner, URLSafeTimedSerializer
 
-from handlers.problems import unauthorized
+from handlers.event import (
+    Event,
+    authorizer_context,
+    bearer,
+    cognito_claims,
+    cookies,
+    header,
+    jwt_claims,
+    pool_identity,
+    signer_arn,
+)
+from handlers.origin import is_foreign
+from handlers.problems import foreign_origin, unauthorized
 from handlers.settings import Settings
 from memory.turns import utc_now
 
@@ -24,8 +38,8 @@ TOKEN_HEADER = "x-session-token"  # noqa: S105 - the name of a header
 USER_HEADER = "x-user-id"
 CLOCK_SKEW = timedelta(minutes=10)
 _SALT = "rehydrate.session-token"
+_DATED_ID = re.compile(r"t([0-9a-f]{8,10})-[0-9a-f]{32}")
 
-Event = Mapping[str, Any]
 Parts = tuple[Any, ...] | None
 """What makes an owner of one source; None where the request does not have that source."""
 
@@ -40,7 +54,7 @@ class Caller:
 
 
 class InvalidToken(Exception):
-    """A session token that does not hold; `reason` is safe to tell anybody."""
+    """A session token that is invalid; `reason` is safe to tell anybody."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -50,17 +64,29 @@ class InvalidToken(Exception):
 class SessionTokens:
     """Signed tokens that carry an anonymous caller's id and the time they were made.
 
-    The first of the `keys` signs, and all of them verify, so that a key can be replaced while tokens are out.
+    The first of the `keys` signs, and all of them verify, so that a key can be replaced while tokens are out. A token
+    lives for `life`, and its renewals for `longest` after the caller was new.
     """
 
-    def __init__(self, keys: Sequence[str], *, life: timedelta, clock: Callable[[], datetime] = utc_now) -> None:
-        self._life, self._clock = life, clock
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        life: timedelta,
+        longest: timedelta = timedelta.max,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._life, self._longest, self._clock = life, longest, clock
         # A token is dated back a little, so that a host whose clock is behind does not take it for one of the future.
         self._minting = _serializer(keys, lambda: clock() - min(CLOCK_SKEW, life / 10))
         self._reading = _serializer(keys, clock)
 
+    def new_caller(self) -> str:
+        """The id of a new caller. It has the time in it, so that each renewal knows how old the caller is."""
+        return f"t{int(self._clock().timestamp()):x}-{secrets.token_hex(16)}"
+
     def mint(self, caller_id: str) -> str:
-        """A token that is good from now on."""
+        """A token that is valid from now on."""
         return self._minting.dumps(caller_id)
 
     def read(self, token: str) -> tuple[str, bool]:
@@ -73,6 +99,9 @@ class SessionTokens:
             raise InvalidToken("it has expired") from error
         except (BadSignature, UnicodeEncodeError) as error:
             raise InvalidToken("this service did not make it") from error
+        dated = _DATED_ID.fullmatch(str(caller_id))  # earlier releases made ids without a date
+        if dated and self._clock() - datetime.fromtimestamp(int(dated[1], 16), UTC) > self._longest:
+            raise InvalidToken("it was renewed for as long as a token may be")
         return str(caller_id), self._clock() - signed_at > self._life / 2
 
 
@@ -105,58 +134,78 @@ def with_token(response: Response[str], caller: Caller, settings: Settings) -> R
 
 
 def without_cookie(response: Response[str], settings: Settings) -> Response[str]:
-    """The response, told to forget a cookie that does not hold."""
+    """The response, which tells the client to forget an invalid cookie."""
     response.cookies.append(_cookie("", 0, settings))
     return response
 
 
 def _token_caller(event: Event, settings: Settings, clock: Callable[[], datetime]) -> Caller:
-    tokens = SessionTokens(settings.signing_keys(), life=timedelta(days=settings.token_days), clock=clock)
-    given, cookie = header(event, TOKEN_HEADER), _cookies(event).get(_cookie_name(settings))
+    tokens = _tokens(settings, clock)
+    given, cookie = header(event, TOKEN_HEADER), cookies(event).get(_cookie_name(settings))
     if given is None:
-        given = _bearer(event)
+        given = bearer(event)
     token = cookie if given is None else given
+    if token is not None and given is None and is_foreign(event, settings.cors_origins):
+        raise foreign_origin()
     if token is None:
-        caller_id = secrets.token_hex(16)
-        return Caller(owner=_owner("anonymous", caller_id), source="new", token=tokens.mint(caller_id))
+        return new_caller(settings, clock=clock)
     try:
         caller_id, ageing = tokens.read(token)
     except InvalidToken as error:
         raise unauthorized(
-            f"The session token does not hold: {error.reason}. Its conversations cannot be reached with it; send the "
-            f"request without it ({TOKEN_HEADER} or Authorization header, cookie) to start as a new caller.",
+            f"The session token is invalid: {error.reason}. Its conversations cannot be reached with it. To start as a "
+            f"new caller, send the request without it ({TOKEN_HEADER} or Authorization header, cookie).",
             clear_cookie=given is None,  # a bad header says nothing about the cookie
         ) from error
     renewed = tokens.mint(caller_id) if ageing else None
     return Caller(owner=_owner("anonymous", caller_id), source="token", token=renewed)
 
 
+def new_caller(settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> Caller:
+    """An anonymous caller that nobody knows yet, with a token. Raises SettingsError."""
+    tokens = _tokens(settings, clock)
+    caller_id = tokens.new_caller()
+    return Caller(owner=_owner("anonymous", caller_id), source="new", token=tokens.mint(caller_id))
+
+
+def owner_hash(owner: str, settings: Settings) -> str:
+    """Sixteen hex digits for an owner, for logs and providers: the same each time, and no way back to the owner.
+
+    Salted with the signing secret if the service signs tokens. If not, an owner that can be guessed can be recognised.
+    """
+    salt = settings.signing_keys()[0] if "token" in settings.identity_sources else ""
+    return hmac.new(salt.encode(), owner.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:16]
+
+
+def _tokens(settings: Settings, clock: Callable[[], datetime]) -> SessionTokens:
+    life, longest = timedelta(days=settings.token_days), timedelta(days=settings.token_max_days)
+    return SessionTokens(settings.signing_keys(), life=life, longest=longest, clock=clock)
+
+
 def _jwt(event: Event, claim: str) -> Parts:
     """HTTP API with a JWT authorizer."""
-    return (
-        _claims(mapping(event, *_AUTHORIZER, "jwt", "claims"), claim) if mapping(event, *_AUTHORIZER, "jwt") else None
-    )
+    claims = jwt_claims(event)
+    return None if claims is None else _identifying(claims, claim)
 
 
 def _cognito(event: Event, claim: str) -> Parts:
     """REST API with a Cognito user pool."""
-    claims = mapping(event, *_AUTHORIZER, "claims")
-    return _claims(claims, claim) if claims else None
+    claims = cognito_claims(event)
+    return None if claims is None else _identifying(claims, claim)
 
 
 def _lambda(event: Event, claim: str) -> Parts:
-    """A Lambda authorizer: HTTP APIs have its context in a place of its own, REST APIs flat beside its principal."""
-    flat = mapping(event, *_AUTHORIZER)
-    context = mapping(flat, "lambda") or (flat if "principalId" in flat and "claims" not in flat else {})
-    return (context.get(claim) or context.get("principalId"),) if context else None
+    """A Lambda authorizer: the claim in its context. A principal is the same for everybody in many authorizers."""
+    context = authorizer_context(event)
+    return None if context is None else (context.get(claim),)
 
 
 def _iam(event: Event, _: str) -> Parts:
-    """A signed request: the ARN of whoever signed it, from an HTTP API, a function URL or a REST API."""
-    if iam := mapping(event, *_AUTHORIZER, "iam"):
-        return (iam.get("userArn"),)
-    arn = mapping(event, "requestContext", "identity").get("userArn")
-    return (arn,) if arn else None
+    """A signed request: the identity in a Cognito identity pool, whose users share one ARN, else the signer's ARN."""
+    if (identity := pool_identity(event)) is not None:
+        return "cognito", identity
+    arn = signer_arn(event)
+    return None if arn is None else (arn,)
 
 
 def _trusted_header(event: Event, _: str) -> Parts:
@@ -167,12 +216,11 @@ def _trusted_header(event: Event, _: str) -> Parts:
     return None if session is None else ("session", session)
 
 
-def _claims(claims: Mapping[str, Any], claim: str) -> tuple[Any, ...]:
+def _identifying(claims: Mapping[str, Any], claim: str) -> tuple[Any, ...]:
     """The issuer, where the claims name one, and the claim that identifies."""
     return (claims.get("iss"), claims.get(claim)) if "iss" in claims else (claims.get(claim),)
 
 
-_AUTHORIZER = ("requestContext", "authorizer")
 _SOURCES: Mapping[str, Callable[[Event, str], Parts]] = {
     "jwt": _jwt,
     "cognito": _cognito,
@@ -192,41 +240,6 @@ _HOW_TO: Mapping[str, str] = {
 def _owner(source: str, *parts: str) -> str:
     """The source first, and every part encoded: no caller of one source can be taken for one of another."""
     return ":".join([source, *(quote(part, safe="", errors="surrogatepass") for part in parts)])
-
-
-def mapping(value: Any, *names: str) -> Mapping[str, Any]:
-    """What stands under the names, if it is a mapping; else an empty one."""
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
-
-
-def header(event: Event, name: str) -> str | None:
-    """A header's value, whatever the case of its name; of several values the first."""
-    for key, value in mapping(event, "headers").items():
-        if key.lower() == name and isinstance(value, str):
-            return value
-    for key, values in mapping(event, "multiValueHeaders").items():
-        if key.lower() == name and isinstance(values, list) and values:
-            return str(values[0])
-    return None
-
-
-def _bearer(event: Event) -> str | None:
-    """The token of an `Authorization: Bearer` header."""
-    scheme, _, token = (header(event, "authorization") or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _cookies(event: Event) -> dict[str, str]:
-    """The cookies by name; of several with one name the first. HTTP APIs list them, REST APIs leave the header."""
-    listed = event.get("cookies")
-    pairs = listed if isinstance(listed, list) else (header(event, "cookie") or "").split(";")
-    cookies: dict[str, str] = {}
-    for pair in pairs:
-        name, _, value = str(pair).partition("=")
-        cookies.setdefault(name.strip(), value.strip())
-    return cookies
 
 
 def _cookie_name(settings: Settings) -> str:

@@ -11,8 +11,9 @@ NAMESPACE = "rehydrate"
 COUNTERS = (
     "turns_answered",
     "turns_replayed",
-    "turns_failed",  # the agent failed, or ran out of time
-    "turns_refused",  # for what the caller can mend
+    "turns_failed",  # the agent, its model or a tool failed, whatever the message was
+    "turns_unanswered",  # no answer, for a reason that callers can bring about: see report.py
+    "turns_refused",  # for what the caller can fix
     "lease_conflicts",  # refused, since the session was answering another request for too long
     "service_faults",  # of any request: no fault of the caller's or the agent's
 )

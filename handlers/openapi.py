@@ -31,8 +31,9 @@ class Operation:
     problems: tuple[Kind, ...] = ()
 
 
-_ALWAYS = (Kind.INTERNAL,)
-_OWN = (Kind.UNAUTHORIZED, Kind.INVALID, Kind.UNAVAILABLE)
+_ALWAYS = (Kind.NOT_BY_THE_PROXY, Kind.INTERNAL)
+_OWN = (Kind.UNAUTHORIZED, Kind.FOREIGN_ORIGIN, Kind.INVALID, Kind.UNAVAILABLE)
+_BODY = (Kind.MEDIA_TYPE, Kind.TOO_LARGE)
 _ONE = (*_OWN, Kind.SESSION_NOT_FOUND, Kind.NOT_FOUND)
 _TURN = (Kind.TURN_IN_PROGRESS, Kind.KEY_REUSED, Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT)
 
@@ -42,7 +43,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body=shapes.ChatRequest,
         headers=("idempotency-key", "x-session-id"),
         responses={200: shapes.ChatAnswer},
-        problems=(*_OWN, *_TURN, Kind.TOO_LARGE),
+        problems=(*_OWN, *_TURN, *_BODY),
     ),
     ("POST", "/sessions/{id}/turns/{n}/regenerate"): Operation(
         summary="Answer the newest turn again; its old answer stays in the history as superseded",
@@ -56,7 +57,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body_optional=True,
         headers=("idempotency-key",),
         responses={201: shapes.SessionSummary},
-        problems=(*_OWN, Kind.KEY_REUSED, Kind.SESSION_NOT_FOUND),
+        problems=(*_OWN, *_BODY, Kind.KEY_REUSED, Kind.SESSION_NOT_FOUND),
     ),
     ("GET", "/sessions"): Operation(
         summary="The caller's sessions, the last active first",
@@ -78,7 +79,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         summary="Give a session another title",
         body=shapes.Rename,
         responses={200: shapes.SessionDetail},
-        problems=_ONE,
+        problems=(*_ONE, *_BODY),
     ),
     ("DELETE", "/sessions/{id}"): Operation(
         summary="Delete a session; a turn in flight is lost with it",
@@ -104,7 +105,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body_optional=True,
         headers=("idempotency-key",),
         responses={201: shapes.SessionSummary},
-        problems=(*_ONE, Kind.TURN_NOT_FOUND, Kind.KEY_REUSED, Kind.HISTORY_CHANGED),
+        problems=(*_ONE, *_BODY, Kind.TURN_NOT_FOUND, Kind.KEY_REUSED, Kind.HISTORY_CHANGED),
     ),
     ("GET", "/openapi.json"): Operation(summary="This document", responses={200: None}),
 }
@@ -123,8 +124,8 @@ _PLACES: Mapping[str, dict[str, Any]] = {
 _STATUS_TEXT = {200: "Done", 201: "Made", 202: "Out of sight, and not finished", 204: "Gone"}
 
 
-def document() -> dict[str, Any]:
-    """The OpenAPI document."""
+def document(prefix: str = "") -> dict[str, Any]:
+    """The OpenAPI document of an API whose paths clients see behind `prefix`."""
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _operation(path, operation)
@@ -136,6 +137,8 @@ def document() -> dict[str, Any]:
             "description": "Conversations with an agent that remembers. What is not done is answered with a problem "
             "document (RFC 9457).",
         },
+        # Without a host: clients resolve it against the address of this document, and may see another host than we do.
+        "servers": [{"url": prefix or "/"}],
         "paths": paths,
         "security": [{"token": []}, {"cookie": []}, {"bearer": []}, {}],
         "components": {

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problems: what the caller can mend says how; what they cannot is logged, and says so."""
 
 import json
+import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,15 +27,27 @@ from memory.turns import (
 
 CONTENT_TYPE = "application/problem+json"
 MAX_CAUSES = 6
-KNOWN_CODES = {"handlers", "openai"}
-"""Packages whose errors have a code for a `code`. That of others may be a text: a SystemExit has its message there."""
+CODED = {"handlers", "openai"}
+"""Packages whose errors have a code in words. That of others may be a text: a SystemExit has its message there."""
+CODE = re.compile(r"[\w.]{1,80}")
 
 
 class Kind(Enum):
     """The kinds of problems: a stable name, the status, the title, and when it comes."""
 
     INVALID = ("invalid-request", 400, "The request is not valid", "A field is wrong: `field` names it.")
-    TOO_LARGE = ("too-large", 413, "The request is too large", "A field holds more than is taken: `field` names it.")
+    TOO_LARGE = (
+        "too-large",
+        413,
+        "The request is too large",
+        "The body, or one of its fields, is larger than is taken: `field` names it.",
+    )
+    MEDIA_TYPE = (
+        "unsupported-media-type",
+        415,
+        "The body is not of a type that is taken",
+        "The `Content-Type` of a body is not `application/json`.",
+    )
     KEY_REUSED = (
         "idempotency-key-reused",
         422,
@@ -46,6 +59,18 @@ class Kind(Enum):
         401,
         "The request could not be tied to an owner",
         "There is no valid identity: a forged or expired token, no claims, or a session named without a token.",
+    )
+    FOREIGN_ORIGIN = (
+        "foreign-origin",
+        403,
+        "A page of another origin may not use the cookie",
+        "A browser sent the cookie with the request of a page that `CORS_ORIGINS` does not name.",
+    )
+    NOT_BY_THE_PROXY = (
+        "not-by-the-proxy",
+        403,
+        "The request went around the service's public address",
+        "The API answers only what comes through the proxy in front of it (`ORIGIN_SECRET`).",
     )
     NOT_FOUND = ("not-found", 404, "Nothing is here", "There is no such path.")
     SESSION_NOT_FOUND = (
@@ -166,6 +191,15 @@ def unauthorized(detail: str, *, clear_cookie: bool = False) -> Problem:
     return Problem(kind=Kind.UNAUTHORIZED, detail=detail, clear_cookie=clear_cookie)
 
 
+def foreign_origin() -> Problem:
+    """A page that the service does not know uses the cookie of whoever looks at it."""
+    return Problem(
+        kind=Kind.FOREIGN_ORIGIN,
+        detail="A browser sent this request for a page of another origin, with the cookie of this service. Such a page "
+        "has to send the session token itself, in x-session-token, or to be one of CORS_ORIGINS.",
+    )
+
+
 def unavailable(detail: str) -> Problem:
     """The service cannot do this now, and can soon."""
     return Problem(kind=Kind.UNAVAILABLE, detail=detail, retry_after=1)
@@ -213,6 +247,33 @@ _PLAIN: Mapping[type[Exception], tuple[Kind, str]] = {
 }
 
 
+KEPT = "The message is kept as a failed turn, which the agent will not see."
+AGAIN = "Send the request again."
+ADVICE: Mapping[str, str] = {
+    "prompt_too_long": "The model cannot take this much text. Shorten the message, or begin a new session.",
+    "content_filter": "The model's provider filtered the request or its answer. Say it in other words.",
+    "prompt_refused": "The model's server refused this conversation. Begin a new session, or ask the operator.",
+    "parameter_refused": "The model's server refused a setting of this service. Only its operator can change that.",
+    "model_access": "The model's server does not let this service in. Only its operator can change that.",
+    "model_quota": "This service has used up its quota at the model's provider. Only its operator can change that.",
+    "answer_limit": "The answer was longer than this service allows. Ask for less at a time.",
+    "model_busy": "The model's server is busy. Wait a moment, then send the request again.",
+    "too_many_steps": "The agent called tools without coming to an end. Ask for less at a time.",
+}
+"""What would help with a failed turn, by its code; `AGAIN` is the advice for all others."""
+
+
+HINTS: Mapping[str, str] = {
+    "prompt_too_long": "the model takes less than CONTEXT_WINDOW says, or TOKEN_LIMIT is too large for it",
+    "parameter_refused": "change the setting of refused_parameter, such as MODEL_TEMPERATURE or MODEL_STREAMING",
+    "prompt_refused": "one of the turns in window_turns may hold what the server refuses; export the session to see",
+    "model_access": "check the API key, OPENAI_MODEL and OPENAI_API_BASE",
+    "model_quota": "the account at the model's provider has used up its quota",
+    "answer_limit": "MAX_ANSWER_TOKENS is too small for this model, whose thinking counts too",
+}
+"""What an operator can do about a failed turn, by its code."""
+
+
 def cause(error: BaseException | None) -> list[dict[str, Any]]:
     """An error and what led to it, for a log: kinds, codes and places, never a text, since texts quote messages."""
     found: list[dict[str, Any]] = []
@@ -225,12 +286,17 @@ def cause(error: BaseException | None) -> list[dict[str, Any]]:
         elif isinstance(error, SettingsError):
             fact["detail"] = str(error)
         else:
-            known = type(error).__module__.partition(".")[0] in KNOWN_CODES
             codes = {name: getattr(error, name, None) for name in ("code", "status_code")}
-            fact |= {name: code for name, code in codes.items() if code and (known or isinstance(code, int))}
+            fact |= {name: code for name, code in codes.items() if code and _is_code(error, code)}
         if frames := traceback.extract_tb(error.__traceback__):
             last = frames[-1]
             fact["at"] = f"{Path(last.filename).name}:{last.lineno} {last.name}"
         found.append(fact)
         error = error.__cause__ or error.__context__
     return found
+
+
+def _is_code(error: BaseException, code: object) -> bool:
+    if isinstance(code, str):
+        return type(error).__module__.partition(".")[0] in CODED and CODE.fullmatch(code) is not None
+    return isinstance(code, int)

@@ -1,6 +1,5 @@
 """The log line of a request: who asked for what, what it cost, how it ended. Never what was said."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +10,32 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from handlers.event import source_ip
 from handlers.identity import Caller
 from handlers.metrics import MEASURES, metrics
 from handlers.problems import Kind, Problem, cause
+from handlers.router import Target
 from handlers.settings import Settings
 from handlers.silence import silence
 from memory.turns import Session, Usage
 
 FIELDS = {
     *("body", "message", "session_id", "title", "turn", "limit", "cursor"),
-    *("x-session-id", "Idempotency-Key"),
+    *("x-session-id", "Idempotency-Key", "content-type"),
 }
 """The fields that a line may name; others are the client's words."""
+PROVOKED = frozenset(
+    {
+        *("timeout", "model_timeout", "model_busy", "model_quota", "too_many_steps", "empty_answer", "answer_limit"),
+        *("prompt_too_long", "prompt_refused", "content_filter"),
+    }
+)
+"""Codes of failed turns that callers can bring about: by what they ask for, how much of it, or how often. No alarm that
+takes a release back may count them, or anonymous callers could take it back."""
+NOT_PROVOKED = frozenset(
+    {"model_error", "model_access", "parameter_refused", "agent_error", "structured_output_not_json"}
+)
+"""The other codes."""
 
 logging.logAsyncioTasks = False  # type: ignore[attr-defined] # from Python 3.12 on each line would name a "Task-7"
 # With a time in this form, Lambda hands a line on to CloudWatch as it is, and heeds its level.
@@ -36,12 +49,15 @@ class Exchange:
     event: dict[str, Any]
     context: LambdaContext
     settings: Settings = field(default_factory=Settings)
+    target: Target = field(default_factory=lambda: Target(method="", prefix="", path="/"))
     line: str = "request"
     """What the log line is about."""
     route: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
     """What stands in the places of the route's path."""
     caller: Caller | None = None
+    owner_hash: str = ""
+    """What logs and the model's provider are told of the owner."""
     session: Session | None = None
     taken: bool = False
     """Whether the request was found good, and something was done about it."""
@@ -97,7 +113,7 @@ def _counter(exchange: Exchange) -> str:
     if problem is None:
         return "turns_replayed" if exchange.facts.get("replayed") else "turns_answered"
     if problem.kind in (Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT):
-        return "turns_failed"
+        return "turns_unanswered" if problem.outcome in PROVOKED else "turns_failed"
     if problem.kind is Kind.TURN_IN_PROGRESS:
         return "lease_conflicts"
     return "service_faults" if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "turns_refused"
@@ -107,9 +123,10 @@ def _who(exchange: Exchange) -> dict[str, Any]:
     """Who asked, as far as that means anything: not an identity that nobody was given."""
     caller, session = exchange.caller, exchange.session
     who: dict[str, Any] = {"session_id": session.id} if session else {}
+    if address := source_ip(exchange.event):
+        who["source_ip"] = address
     if caller and (exchange.taken or caller.source != "new"):
-        owner = hashlib.sha256(caller.owner.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        who |= {"identity": caller.source, "owner": owner}
+        who |= {"identity": caller.source, "owner": exchange.owner_hash}
     return who
 
 

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
-from handlers.identity import TOKEN_HEADER, Caller, Event, header, mapping
-from handlers.problems import Problem, bad_field, unauthorized
+from handlers.event import Event, header, query
+from handlers.identity import TOKEN_HEADER, Caller
+from handlers.problems import Kind, Problem, bad_field, unauthorized
 from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID, SESSION_ID_RULE
 from memory.turns import Session, SessionNotFound, TurnNotFound
 
+JSON_TYPE = re.compile(r"[ \t]*application/json[ \t]*(;.*)?", re.IGNORECASE | re.ASCII)
+"""A Content-Type. A page of another site can send no such request without asking first: a browser sends a preflight."""
 TURN_NUMBER = re.compile(r"[1-9][0-9]{0,9}")
 MOST_FAULTS = 10
 LONGEST_NAME = 100
@@ -22,27 +26,63 @@ LONGEST_NAME = 100
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_body(event: Event, model: type[M], *, optional: bool = False) -> M:
-    """The request's body; an absent one is empty where it is `optional`. Raises a Problem that names the field."""
+def read_body(event: Event, model: type[M], *, limit: int, optional: bool = False) -> M:
+    """The request's body, which may have `limit` bytes; an absent one is empty if it is `optional`.
+
+    Raises a Problem that names the field.
+    """
     body = event.get("body")
     if not isinstance(body, str) or not body:
         if optional:
             return model()
         raise bad_field("body", "body is missing; send a JSON object, with a content-type of application/json")
+    if not JSON_TYPE.fullmatch(header(event, "content-type") or ""):
+        raise bad_field("content-type", "content-type must be application/json", kind=Kind.MEDIA_TYPE)
     try:
-        content = base64.b64decode(body, validate=True) if event.get("isBase64Encoded") else body.encode()
-    except ValueError as error:
-        raise bad_field("body", "body is not text in UTF-8; send a JSON object") from error
-    try:
-        return model.model_validate_json(content)
+        return model.model_validate(_known_fields(_content(event, body, limit), model))
     except ValidationError as error:
         raise _from_validation(error, model) from error
+
+
+def _content(event: Event, body: str, limit: int) -> bytes:
+    """The body's bytes. One that is too large is refused without a copy of it."""
+    in_base64 = bool(event.get("isBase64Encoded"))
+    size = len(body) * 3 // 4 - body[-2:].count("=") if in_base64 else len(body)
+    try:
+        content = b"" if size > limit else base64.b64decode(body, validate=True) if in_base64 else body.encode()
+    except ValueError as error:
+        raise bad_field("body", "body is not text in UTF-8; send a JSON object") from error
+    if max(size, len(content)) > limit:
+        raise bad_field(
+            "body",
+            f"body is larger than {limit} bytes, the most that are taken (12 for each of MAX_MESSAGE_CHARS, and 4096); "
+            "send less",
+            kind=Kind.TOO_LARGE,
+        )
+    return content
+
+
+def _known_fields(content: bytes, model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a body that the model has, and of the others as many as a problem names.
+
+    Pydantic would find fault with each of thousands of unknown fields, and take a hundred times their size for that.
+    """
+    try:
+        fields = from_json(content, cache_strings="none")
+    except ValueError as error:
+        raise bad_field("body", f"body is not valid JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise bad_field("body", "body must be a JSON object")
+    unknown = [name for name in fields if name not in model.model_fields]
+    for name in unknown[MOST_FAULTS:]:
+        del fields[name]
+    return fields
 
 
 def read_query(event: Event, model: type[M]) -> M:
     """The request's query parameters. Raises a Problem that names the one that is wrong."""
     try:
-        return model.model_validate(dict(mapping(event, "queryStringParameters")))
+        return model.model_validate(query(event))
     except ValidationError as error:
         raise _from_validation(error, model) from error
 
@@ -107,9 +147,6 @@ def _fault(fault: Mapping[str, Any], model: type[BaseModel]) -> dict[str, str]:
     known = {
         "extra_forbidden": f"is not a field of this request; the fields are {' and '.join(model.model_fields)}",
         "missing": "is missing; send a JSON object that has it",
-        "model_type": "must be a JSON object",
         "string_type": "must be a string",
     }
-    if fault["type"] == "json_invalid":
-        return {"field": "body", "problem": f"is not valid JSON ({fault['ctx']['error']})"}
     return {"field": name, "problem": known.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")}

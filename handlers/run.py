@@ -1,8 +1,7 @@
 """One run of an agent: its events come out, and nothing of it stays alive behind."""
 
 import asyncio
-import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +11,8 @@ from llama_index.core.memory import Memory
 from workflows.errors import WorkflowRuntimeError
 from workflows.handler import WorkflowHandler
 
-from handlers.model import BrokenAnswer, asked_pause
+from handlers.model_answer import NOTES, BrokenAnswer
+from handlers.model_errors import refusal_of
 from handlers.results import TextOutput
 from handlers.structured import NotJson, structured_output, without_structured_output
 from handlers.tools import Agent, ToolFailed, outcome_of, with_guarded_tools
@@ -21,18 +21,20 @@ from memory.turns import LeaseLost
 T = TypeVar("T")
 
 CANCEL_SECONDS = 1.0
-WHOLE = (None, "stop", "tool_calls", "function_call")
-"""Reasons to stop that leave nothing out."""
 
 
 class AgentFailed(Exception):
     """The agent gave no answer. `code` says why, and is stored with the turn."""
 
-    def __init__(self, code: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, code: str, *, retry_after: int | None = None, facts: Mapping[str, str | int] | None = None
+    ) -> None:
         super().__init__(code)
         self.code = code
         self.retry_after = retry_after
         """Seconds that the model's server asks to wait."""
+        self.facts = facts or {}
+        """What else the log should say: never a text of the server's, which may quote a message."""
 
     @property
     def timed_out(self) -> bool:
@@ -48,10 +50,10 @@ class TextDelta:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutShort:
-    """The model stopped before it had said everything: `length` is its limit of tokens."""
+class ModelNoted:
+    """What an operator should know of an answer: a truncating `finish_reason`, a `refusal`, `missing_tool_calls`."""
 
-    reason: str
+    notes: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class Concluded:
     structured: dict[str, Any] | None
 
 
-Happened = TextDelta | CutShort | ToolCalled | ToolReturned | StructuredOutputFailed
+Happened = TextDelta | ModelNoted | ToolCalled | ToolReturned | StructuredOutputFailed
 
 
 async def run_agent(
@@ -115,8 +117,9 @@ async def run_agent(
             if isinstance(event, AgentStream):
                 if event.delta:
                     yield TextDelta(text=event.delta)
-                if (reason := _finish_reason(event.raw)) not in WHOLE:
-                    yield CutShort(reason=str(reason))
+            elif isinstance(event, AgentOutput):
+                if notes := event.response.additional_kwargs.get(NOTES):
+                    yield ModelNoted(notes=notes)
             elif isinstance(event, ToolCallResult):
                 yield _returned(event)
             elif isinstance(event, ToolCall):
@@ -159,21 +162,14 @@ def _failure(error: Exception) -> AgentFailed:
     match error:
         case TimeoutError():
             return AgentFailed("timeout")
-        case openai.APITimeoutError():
-            return AgentFailed("model_timeout")
-        case openai.RateLimitError():
-            return AgentFailed("model_busy", retry_after=math.ceil(asked_pause(error.response.headers)) or None)
-        case openai.APIError() | BrokenAnswer():
+        case openai.APIError():
+            refusal = refusal_of(error)
+            return AgentFailed(refusal.code, retry_after=refusal.retry_after, facts=refusal.facts)
+        case BrokenAnswer():
             return AgentFailed("model_error")
         case WorkflowRuntimeError() if "Max iterations" in str(error):
             return AgentFailed("too_many_steps")
     return AgentFailed("agent_error")
-
-
-def _finish_reason(chunk: Any) -> str | None:
-    """Why the model stopped, as its protocol has it; None where it goes on, or another model does not say."""
-    choices = chunk.get("choices") if isinstance(chunk, dict) else None
-    return choices[0].get("finish_reason") if choices else None
 
 
 async def _first(step: Awaitable[T], lease: asyncio.Future[None], until: float) -> T:

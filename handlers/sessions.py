@@ -16,6 +16,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handlers import cursor, openapi, views
 from handlers.front import Front, deadline, identified, json_response, table_client
+from handlers.identity import new_caller
 from handlers.problems import unavailable
 from handlers.report import Exchange, entry_point
 from handlers.request import body_hash, idempotency_key, known, read_body, read_query, session_named
@@ -52,16 +53,17 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
 
 
 @front.route("GET", "/openapi.json")
-async def describe(_: Exchange) -> Response[str]:
+async def describe(exchange: Exchange) -> Response[str]:
     """What the API takes and gives."""
-    return Response(HTTPStatus.OK.value, "application/json", json.dumps(openapi.document()))
+    document = openapi.document(exchange.target.prefix)
+    return Response(HTTPStatus.OK.value, "application/json", json.dumps(document))
 
 
 @front.route("POST", "/sessions")
 async def create(exchange: Exchange) -> Response[str]:
     """An empty session with an id of its own."""
     owner = identified(exchange).owner
-    body = read_body(exchange.event, NewSession, optional=True)
+    body = read_body(exchange.event, NewSession, limit=exchange.settings.max_body_bytes, optional=True)
     session, asked = _new_session(exchange, owner, "POST /sessions", body.title)
     exchange.taken = True
     state, new = await _sessions(exchange).create(session, title=body.title or "", asked=asked)
@@ -89,7 +91,7 @@ async def list_sessions(exchange: Exchange) -> Response[str]:
 
 @front.route("DELETE", "/sessions")
 async def delete_all(exchange: Exchange) -> Response[str]:
-    """Delete everything of the caller, as far as the time allows."""
+    """Delete everything of the caller, as far as the time allows. An anonymous caller gets a new identity then."""
     owner = known(identified(exchange)).owner
     exchange.taken = True
     deleted = _Deleted()
@@ -103,6 +105,9 @@ async def delete_all(exchange: Exchange) -> Response[str]:
         return _removing(deleted.sessions, "There is more to delete than one request could. Send it again, until 204.")
     finally:
         exchange.facts["deleted_sessions"] = deleted.sessions
+    if exchange.caller and exchange.caller.source == "token":
+        # Whoever else has the old token reaches nothing that this caller says from now on.
+        exchange.caller = new_caller(exchange.settings)
     if not deleted.swept:
         return _removing(deleted.sessions, "Nothing is seen any more. The rest is removed from the table shortly.")
     return _nothing()
@@ -118,7 +123,7 @@ async def show(exchange: Exchange) -> Response[str]:
 async def rename(exchange: Exchange) -> Response[str]:
     """Another title."""
     session = _named(exchange)
-    title = read_body(exchange.event, Rename).title
+    title = read_body(exchange.event, Rename, limit=exchange.settings.max_body_bytes).title
     await _sessions(exchange).rename(session, title)
     return await _detail(exchange, session)
 
@@ -186,7 +191,7 @@ async def export(exchange: Exchange) -> Response[str]:
 async def fork(exchange: Exchange) -> Response[str]:
     """A new session with the turns of this one up to a certain turn."""
     source = _named(exchange)
-    body = read_body(exchange.event, ForkRequest, optional=True)
+    body = read_body(exchange.event, ForkRequest, limit=exchange.settings.max_body_bytes, optional=True)
     target, asked = _new_session(exchange, source.owner, "POST /sessions/{id}/fork", source.id, body.turn, body.title)
     sessions = _sessions(exchange)
     if made := await sessions.made(target, asked):  # whatever became of the source since

@@ -100,6 +100,9 @@ class Memory(_Shape):
     """What the model was shown of the turns before."""
 
     turns_in_window: int
+    turns_shortened: int = Field(
+        description="How many of these turns were shown in part. Only the newest turn can be, if it exceeds the limit."
+    )
     window_tokens: int
     token_limit: int
     turns_total: int
@@ -132,7 +135,11 @@ class WindowNow(_Shape):
     """What the model would be shown if something were said now."""
 
     turns: int
-    tokens: int
+    turns_shortened: int = Field(
+        description="How many of these turns would be shown in part. Only the newest turn can be, if it exceeds the "
+        "limit."
+    )
+    tokens: int = Field(description="Of a shortened turn, the most that it can take.")
     token_limit: int
 
 

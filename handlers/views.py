@@ -30,7 +30,7 @@ def detail(window: Window, state: State) -> SessionDetail:
     return SessionDetail(
         **summary(window.session.id, state.title, state.created_at, state.active_at).model_dump(),
         turns=window.total_turns,
-        window=WindowNow(turns=size.turns, tokens=size.tokens, token_limit=size.limit),
+        window=WindowNow(turns=size.turns, turns_shortened=size.shortened, tokens=size.tokens, token_limit=size.limit),
     )
 
 

@@ -59,14 +59,14 @@ def run(env: Mapping[str, str]) -> None:
         lock = stack.enter_context(backends.locked(options.folder))
         listener = stack.enter_context(backends.bound(options.port))
         them = stack.enter_context(backends.started(env, settings, folder=options.folder, lock=lock))
-        asyncio.run(_serve(options, them, listener))
+        asyncio.run(_serve(options, them, listener, origins=settings.cors_origins))
         # All that is left is to stop, and that is bounded: a second Ctrl-C has nothing to add.
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
     say("stopped")
 
 
-async def _serve(options: Options, them: Backends, listener: socket.socket) -> None:
+async def _serve(options: Options, them: Backends, listener: socket.socket, *, origins: Iterable[str]) -> None:
     say("starting the workers")
     stop = asyncio.Event()
     for number in STOP_SIGNALS:
@@ -81,7 +81,8 @@ async def _serve(options: Options, them: Backends, listener: socket.socket) -> N
         if not stop.is_set():
             await starting
             say(f"workers: {'; '.join(map(_who, pools.values()))}")
-            await _serve_until(stop, pools, poller, listener, them.servers)
+            gateway = Gateway(pools, base_path=env.get("BASE_PATH", ""), origins=origins)
+            await _serve_until(stop, pools, poller, gateway, listener, them.servers)
     except WorkerStartError as error:
         raise CannotRun(f"{error} What went wrong stands above.") from None
     finally:
@@ -115,6 +116,7 @@ async def _serve_until(
     stop: asyncio.Event,
     pools: Mapping[str, WorkerPool],
     poller: stream.StreamPoller,
+    gateway: Gateway,
     listener: socket.socket,
     servers: Sequence[guard.GuardedServer],
 ) -> None:
@@ -123,7 +125,7 @@ async def _serve_until(
         listener.listen(128)
     except OSError as error:
         raise backends.port_taken(listener.getsockname()[1], error.strerror) from None
-    server = _Server(_server_config(Gateway(pools)), stop)
+    server = _Server(_server_config(gateway), stop)
     polling = asyncio.create_task(poller.run())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     watching = asyncio.create_task(backends.first_to_end(servers))

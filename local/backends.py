@@ -24,11 +24,10 @@ from urllib.parse import urlsplit
 from botocore.exceptions import BotoCoreError, ClientError
 
 from handlers.settings import Settings, SettingsError
-from local import demo_model, engine, guard, stream
+from local import callers, demo_model, engine, engine_proxy, guard, stream
 from memory.table import connect, create_table
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 # A process that was killed may still be there as a zombie for a moment.
 _LIVE_HOLDER_SECONDS = 1.0
 _DEAD_HOLDER_SECONDS = 10.0
@@ -54,14 +53,20 @@ def started(env: Mapping[str, str], settings: Settings, *, folder: Path, lock: i
         endpoint, model_endpoint = settings.dynamodb_endpoint, None
         if endpoint is None:
             servers.append(stack.enter_context(_start_engine(folder, lock)))
-            endpoint = servers[-1].endpoint
+            proxy = engine_proxy.start(
+                servers[-1].endpoint, access_key=engine_key(folder), log=folder / "engine-proxy.log"
+            )
+            servers.append(stack.enter_context(proxy.server))
+            endpoint = proxy.address
+            say(f"{servers[0].name} answers on {endpoint}")
         else:
             say(f"conversations are kept at {endpoint} (DYNAMODB_ENDPOINT is set; unset it for the embedded engine)")
         if settings.openai_api_key or settings.openai_api_base:
             where = settings.openai_api_base or "OpenAI"
             say(f"{settings.openai_model} at {where} answers (unset OPENAI_API_KEY and _BASE for the demo model)")
         else:
-            servers.append(stack.enter_context(demo_model.start(log=folder / "demo-model.log")))
+            recording = env.get("DEMO_MODEL_RECORDS") == "true"
+            servers.append(stack.enter_context(demo_model.start(log=folder / "demo-model.log", recording=recording)))
             model_endpoint = servers[-1].endpoint
             say(f"the demo model answers on {model_endpoint} (OPENAI_API_KEY or OPENAI_API_BASE takes a real one)")
         secret = signing_secret(folder)
@@ -94,9 +99,7 @@ def _start_engine(folder: Path, lock: int) -> engine.Engine:
     data = folder / "data"
     say(f"starting the DynamoDB engine on {data}")
     # It holds the lock too: should this process be killed, no other run gets at the file before the engine has ended.
-    started = engine.start_embedded(data, log=folder / "engine.log", pass_fds=(lock,))
-    say(f"{started.name} answers on {started.endpoint}")
-    return started
+    return engine.start_embedded(data, access_key=engine_key(folder), log=folder / "engine.log", pass_fds=(lock,))
 
 
 def function_environment(
@@ -124,7 +127,7 @@ def function_environment(
             "OPENAI_MODEL": demo_model.MODEL,
         }
     # An engine on this machine checks no credentials, but no AWS SDK calls without some.
-    if urlsplit(endpoint).hostname in LOOPBACK_HOSTS:
+    if urlsplit(endpoint).hostname in callers.LOOPBACK_NAMES:
         if "AWS_ACCESS_KEY_ID" not in given:
             filled |= {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
             filled.pop("AWS_SESSION_TOKEN", None)
@@ -211,13 +214,21 @@ def _is_running(pid: str) -> bool:
 
 def signing_secret(folder: Path) -> str:
     """The secret that signs this folder's tokens, made at the first run."""
-    file = folder / "signing-secret"
+    return _kept_secret(folder / "signing-secret", lambda: secrets.token_urlsafe(48))
+
+
+def engine_key(folder: Path) -> str:
+    """The access key under which the engine keeps this folder's data, made at the first run; letters and digits."""
+    return _kept_secret(folder / "engine-key", lambda: secrets.token_hex(20))
+
+
+def _kept_secret(file: Path, make: Callable[[], str]) -> str:
     if not file.exists():
         # Under the lock, so alone; renamed, so that no crash leaves half a secret.
-        draft = folder / "signing-secret.new"
+        draft = file.with_name(f"{file.name}.new")
         draft.unlink(missing_ok=True)
         draft.touch(mode=0o600, exist_ok=False)
-        draft.write_text(secrets.token_urlsafe(48))
+        draft.write_text(make())
         draft.rename(file)
     return file.read_text().strip()
 

@@ -20,8 +20,10 @@ What it understands in the newest user message, first match first:
 - `my X is Y`: acknowledges it.
 - Anything else: a short friendly answer that says how many messages it was given.
 
-`GET /requests` returns the messages of the last 50 requests for completions, a list of lists, oldest first;
-`DELETE /requests` forgets them.
+With `--record`, which tests use, `GET /requests` returns the messages of the last 50 requests for completions, a list
+of lists, oldest first, and `DELETE /requests` forgets them. Without it no request is kept.
+
+It refuses what web pages send: they have no business here, and their users' conversations pass through it.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from local import guard
+from local import callers, guard
 
 MODEL = "demo"
 RECORDED_REQUESTS = 50
@@ -266,8 +270,9 @@ class _Completion:
             arguments = call["function"]["arguments"]
             head = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
             yield {"tool_calls": [head]}
-            for start in range(0, len(arguments), 8):
-                piece = {"index": index, "function": {"arguments": arguments[start : start + 8]}}
+            size = max(8, len(arguments) // 100)  # clients parse all that came so far at every piece
+            for start in range(0, len(arguments), size):
+                piece = {"index": index, "function": {"arguments": arguments[start : start + size]}}
                 yield {"tool_calls": [piece]}
 
     def _tool_calls(self) -> list[dict[str, Any]]:
@@ -310,21 +315,37 @@ def _error(status: int, message: str) -> Response:
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": None}}, status)
 
 
-app = Starlette(
-    routes=[
-        Route("/v1/chat/completions", _completions, methods=["POST"]),
-        Route("/v1/models", _models),
-        Route("/requests", _requests, methods=["GET", "DELETE"]),
-    ]
-)
-app.state.requests = deque(maxlen=RECORDED_REQUESTS)
+class _NoWebPages:
+    """Answers programs alone: those of this machine, and containers, which reach it by an address or Docker's name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = callers.headers_of(scope)
+        names = callers.LOOPBACK_NAMES | callers.CONTAINER_NAMES
+        if callers.is_address(host := headers.get("host", "")):
+            names |= {str(callers.host_name(host))}
+        refused = callers.refusal(headers, names=names, origins=(), scheme="")
+        await (_error(403, refused) if refused else self._app)(scope, receive, send)
 
 
-def start(*, log: Path | None = None) -> guard.GuardedServer:
+def application(*, recording: bool) -> Starlette:
+    """The server. `recording` keeps requests, for whoever asks for them."""
+    routes = [Route("/v1/chat/completions", _completions, methods=["POST"]), Route("/v1/models", _models)]
+    if recording:
+        routes.append(Route("/requests", _requests, methods=["GET", "DELETE"]))
+    app = Starlette(routes=routes, middleware=[Middleware(_NoWebPages)])
+    app.state.requests = deque(maxlen=RECORDED_REQUESTS if recording else 0)
+    return app
+
+
+def start(*, log: Path | None = None, recording: bool = True) -> guard.GuardedServer:
     """Start the demo model as a process that dies with this one. Raises guard.ServerStartError."""
+    record = ["--record"] if recording else []
     return guard.start(
         "The demo model",
-        lambda port: [sys.executable, "-m", "local.demo_model", "--port", str(port)],
+        lambda port: [sys.executable, "-m", "local.demo_model", "--port", str(port), *record],
         lambda endpoint: guard.status_of(endpoint, "/v1/models") == 200,
         log=log,
     )
@@ -334,14 +355,16 @@ def main(arguments: list[str]) -> None:
     """Serve the demo model on loopback until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m local.demo_model")
     parser.add_argument("--port", type=int, default=8000)
-    port = parser.parse_args(arguments).port
+    parser.add_argument("--record", action="store_true", help="keep the last requests for GET /requests")
+    options = parser.parse_args(arguments)
     uvicorn.run(
-        app,
+        application(recording=options.record),
         host=guard.LOOPBACK,
-        port=port,
+        port=options.port,
         log_level="warning",
         access_log=False,
         lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=1,
     )
 

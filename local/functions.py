@@ -19,7 +19,7 @@ CHAT_ROUTES = (
 
 
 def function_for(method: str, path: str) -> str:
-    """The handler that answers a request. `path` is percent-decoded, as HTTP APIs match it."""
+    """The handler that answers a request. `path` is the API's own, without what stands in front of it."""
     is_chat = any(method == routed and re.fullmatch(pattern, path) for routed, pattern in CHAT_ROUTES)
     return CHAT if is_chat else SESSIONS
 

@@ -1,7 +1,10 @@
 """API Gateway on one machine: every HTTP request becomes an event for a worker of the function that it is for.
 
 What the gateway itself has to say (errors, limits) is `application/problem+json` (RFC 9457) with a `detail`. A response
-bears `x-local-worker`, the process id of the worker that had the request; no worker had it where that is absent.
+has `x-local-worker`, the process id of the worker that had the request; without it no worker had the request.
+
+Unlike API Gateway it refuses requests that a foreign web page may have sent (`local/callers.py`): on AWS the service
+has a name of its own, here it shares loopback with everything that a browser has open.
 """
 
 from __future__ import annotations
@@ -9,11 +12,14 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from handlers.router import target_of
+from local import callers
+from local.callers import Scope
 from local.functions import function_for
 from local.http_event import BadResponse, HttpResponse, event_of, response_of
 from local.pool import Outcome, WorkerPool
@@ -23,7 +29,6 @@ REQUEST_LIMIT = 6 * 1024 * 1024
 # A client that is still sending would lose the answer with the connection, so that much of its body is read away.
 _DRAIN_LIMIT = 64 * 1024 * 1024
 
-Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -41,11 +46,15 @@ class _ClientGone(Exception):
 class Gateway:
     """An ASGI application over the functions' worker pools, by the names that `function_for` gives the functions.
 
-    The pools are started before the first request and stopped at the end by whoever made them.
+    The pools are started before the first request and stopped at the end by whoever made them. `base_path` is the
+    functions' BASE_PATH.
     """
 
-    def __init__(self, pools: Mapping[str, WorkerPool]) -> None:
+    def __init__(self, pools: Mapping[str, WorkerPool], *, base_path: str = "", origins: Iterable[str] = ()) -> None:
+        """`origins` are the web pages that may call it; "*" allows all of them."""
         self._pools = pools
+        self._base_path = base_path
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,13 +70,17 @@ class Gateway:
         await send({"type": "http.response.body", "body": response.body})
 
     async def _respond(self, scope: Scope, receive: Receive) -> HttpResponse:
+        if refused := callers.refusal(
+            callers.headers_of(scope), names=callers.LOOPBACK_NAMES, origins=self._origins, scheme=scope["scheme"]
+        ):
+            return _problem(403, refused)
         try:
             body = await _body(scope, receive)
             event = _event(scope, body)
         except _TooLarge:
             return _problem(413, f"The request is over {REQUEST_LIMIT} bytes (6 MB), the most that Lambda takes.")
-        pool = self._pools[function_for(scope["method"], scope["path"])]
-        return _response(await pool.invoke(event))
+        target = target_of(event, self._base_path)
+        return _response(await self._pools[function_for(target.method, target.path)].invoke(event))
 
 
 def _event(scope: Scope, body: bytes) -> dict[str, Any]:
@@ -100,9 +113,8 @@ def _answer(outcome: Outcome) -> HttpResponse:
 
 def _problem(status: int, detail: str) -> HttpResponse:
     problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return HttpResponse(
-        status=status, headers=[(b"content-type", b"application/problem+json")], body=json.dumps(problem).encode()
-    )
+    headers = [(b"content-type", b"application/problem+json"), (b"x-content-type-options", b"nosniff")]
+    return HttpResponse(status=status, headers=headers, body=json.dumps(problem).encode())
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes:

@@ -111,20 +111,21 @@ def start(
     answers: Callable[[str], bool],
     *,
     log: Path | None,
+    host: str = LOOPBACK,
     cwd: Path = ROOT,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> GuardedServer:
-    """Start a server on a free loopback port and return it once it answers.
+    """Start a server on a free port of `host`, an address of loopback, and return it once it answers.
 
     `command` makes the argument list for a port, `answers` tells whether the endpoint is ready (an OSError means not
     yet), `log` receives the output (None: an unnamed file). `pass_fds` stay open in the child for as long as it lives.
     Raises ServerStartError when the server exits, or does not answer within 30 s.
     """
-    port = free_port()
+    port = free_port(host)
     output = _output_file(log)
     process = _spawn(command(port), output, cwd=cwd, env=env, pass_fds=pass_fds)
-    server = GuardedServer(name=name, endpoint=f"http://{LOOPBACK}:{port}", process=process, output=output)
+    server = GuardedServer(name=name, endpoint=f"http://{host}:{port}", process=process, output=output)
     try:
         _wait_until(answers, server)
     except BaseException:
@@ -200,9 +201,9 @@ def status_of(
         connection.close()
 
 
-def free_port() -> int:
-    """A loopback port that nothing listens on at this moment."""
+def free_port(host: str = LOOPBACK) -> int:
+    """A port of a loopback address that nothing listens on at this moment."""
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port

@@ -25,7 +25,7 @@ import httpx
 import yaml
 
 from handlers.settings import Settings
-from local import backends, door, guard
+from local import backends, callers, door, guard
 from local.backends import CannotRun, say
 
 BUILD = Path(".aws-sam") / "local"
@@ -132,7 +132,7 @@ def reachable(environment: Mapping[str, str], docker: Docker) -> Iterator[dict[s
     with contextlib.ExitStack() as stack:
         for name in ("DYNAMODB_ENDPOINT", "OPENAI_API_BASE"):
             url = urlsplit(variables.get(name, ""))
-            if url.hostname in backends.LOOPBACK_HOSTS:
+            if url.hostname in callers.LOOPBACK_NAMES:
                 host, port = "host.docker.internal", url.port or _PORTS[url.scheme]
                 if docker.bridge is not None:
                     host, port = docker.bridge, stack.enter_context(_door(docker.bridge, url.hostname, port))

@@ -25,7 +25,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     VideoBlock,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.memory import Memory
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.utils import get_tokenizer
@@ -306,25 +306,29 @@ class DynamoDBChatStore(_EntryChatStore):
 
 
 def clean_text(text: str) -> str:
-    """The text without lone surrogates, which no encoding and no model takes; two that are a pair become one."""
+    """The text without lone surrogates, which cannot be encoded as UTF-8 and so can be neither stored nor sent.
+
+    Two halves of a character that stand side by side become that character; any other half becomes U+FFFD.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
 
 
 def clean_message(message: ChatMessage) -> ChatMessage:
-    """The message with only clean texts, in whatever block they are."""
-    given = message.model_dump()
-    cleaned = _clean(given)
-    return message if cleaned == given else ChatMessage.model_validate(cleaned)
+    """A copy of the message in which every text is clean, in any kind of block and in its additional arguments.
+
+    Whoever accepts a message cleans it first, so that it is stored, counted and sent to the model with the same text.
+    """
+    cleaned: ChatMessage = _cleaned(message)
+    return cleaned
 
 
 def encode_message(message: ChatMessage) -> Message:
-    """A message as the log keeps it: JSON, without the lone surrogates that no encoding and no model takes."""
-    text = json.dumps(message.model_dump(mode="json"), ensure_ascii=False)
-    stored: Message = json.loads(text.encode("utf-8", "replace"))
+    """A message as the log keeps it: JSON."""
+    stored: Message = clean_message(message).model_dump(mode="json")
     return stored
 
 
@@ -347,6 +351,19 @@ def turn_memory(store: TurnChatStore, session: Session) -> Memory:
     return Memory.from_defaults(
         session_id=session.id, chat_store=store, token_limit=NEVER_REACHED, tokenizer_fn=lambda _: []
     )
+
+
+def _cleaned(value: Any) -> Any:
+    """A copy of the value with all of its texts clean."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _cleaned(field) for name, field in value})
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_cleaned(one) for one in value]  # a tuple is stored as a list, too
+    return value
 
 
 def _entries_of(turns: Sequence[Turn]) -> list[_Entry]:
@@ -399,7 +416,7 @@ def _grouped(messages: Iterable[ChatMessage]) -> list[list[ChatMessage]]:
 
 def _turn(messages: Sequence[ChatMessage], status: MessageStatus) -> Turn:
     """A turn that holds these messages and that nobody asked for."""
-    now = utc_now()
+    now, messages = utc_now(), [clean_message(message) for message in messages]
     return Turn(
         generation=0,
         number=0,
@@ -427,14 +444,6 @@ async def _until_applied(change: Callable[[], Awaitable[T]]) -> T:
             if clock() >= give_up:
                 raise
             await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - jitter, so that writers do not march in step
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, dict):
-        return {_clean(key): _clean(entry) for key, entry in value.items()}
-    return [_clean(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _message_tokens(message: ChatMessage) -> int:

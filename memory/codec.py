@@ -27,8 +27,12 @@ INLINE_BYTES = 64_000
 """Payload that a turn's own item takes. More goes into parts, which cost a load nothing where the turn does not fit."""
 PART_BYTES = 380_000
 """Payload that a part takes; DynamoDB's limit for an item is 400 KiB, names and keys included."""
+LARGEST_TURN = 64 * 1024 * 1024
+"""Bytes of messages that are unpacked, at the most: many times what an invocation can have stored."""
 LONGEST_SESSION = 1_000
 """Bytes of an encoded session id; a partition key takes 2,048 in all."""
+STATE_OUTLIVES = timedelta(days=1)
+"""How long a state stays when all of its turns have expired, or the session was deleted."""
 RECENT_REQUESTS = 16
 LONGEST_OWNER = 512
 
@@ -110,6 +114,8 @@ def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
         "finished_at": timestamp(turn.finished_at),
         "instance": turn.instance,
     }
+    if turn.window.shortened:
+        item["window_shortened"] = turn.window.shortened  # beside `window`, of which 0.1.0 takes three numbers
     if turn.failure:
         item["failure"] = turn.failure
     if turn.supersedes:
@@ -155,7 +161,7 @@ def decode_turn(item: Mapping[str, Any], parts: Sequence[bytes] = ()) -> Turn:
             request=Request(id=item["request_id"], body_hash=item["body_hash"]),
             messages=_messages(b"".join(parts) if parts else item["payload"], item.get("encoding")),
             tokens=int(item["tokens"]),
-            window=WindowSize(turns=turns, tokens=tokens, limit=limit),
+            window=WindowSize(turns=turns, tokens=tokens, limit=limit, shortened=int(item.get("window_shortened", 0))),
             started_at=_datetime(item["started_at"]),
             finished_at=_datetime(item["finished_at"]),
             instance=item["instance"],
@@ -211,6 +217,11 @@ def is_expired(item: Mapping[str, Any], now: datetime) -> bool:
     return "expires_at" in item and int(item["expires_at"]) <= now.timestamp()
 
 
+def all_turns_expired(state: State, now: datetime) -> bool:
+    """Whether none of a session's turns can be unexpired: its state outlives them, counted in whole minutes."""
+    return state.expires_at is not None and state.expires_at - STATE_OUTLIVES + timedelta(minutes=1) <= now
+
+
 def minute(moment: datetime) -> str:
     """A time as the index sorts it: in whole minutes, so that it is not written at every turn."""
     return f"{moment:%Y-%m-%dT%H:%MZ}"
@@ -252,7 +263,10 @@ def recall(state: State, request_id: str) -> list[int]:
 
 def _messages(payload: bytes, encoding: str | None) -> tuple[Message, ...]:
     if encoding == "zlib":
-        payload = zlib.decompress(payload)
+        unpacking = zlib.decompressobj()
+        payload = unpacking.decompress(payload, LARGEST_TURN)
+        if not unpacking.eof:
+            raise ValueError(f"more than {LARGEST_TURN} bytes, or a broken end")
     elif encoding is not None:
         raise ValueError(f"unknown encoding {encoding!r}")
     return tuple(json.loads(payload))

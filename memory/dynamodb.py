@@ -20,7 +20,6 @@ from memory.items import (
     HELD,
     INDEXED,
     SAME_GENERATION,
-    STATE_OUTLIVES,
     UNHELD,
     Items,
     new_token,
@@ -28,6 +27,7 @@ from memory.items import (
     state_expiry,
 )
 from memory.reading import Reading, to_supersede
+from memory.shortening import CountTokens, most_tokens
 from memory.table import Refused, Silent
 from memory.turns import (
     START,
@@ -69,11 +69,13 @@ class DynamoDBTurnLog:
         table: str,
         *,
         retention: timedelta | None = None,
+        count_tokens: CountTokens = most_tokens,
         clock: Callable[[], datetime] = utc_now,
         new_token: Callable[[], str] = new_token,
     ) -> None:
         self._table = Items(client, table)
         self._retention = retention
+        self._count_tokens = count_tokens
         self._clock = clock
         self._new_token = new_token
         # Tokens of claims that ended in silence: a state that shows one is ours, and not to be waited for.
@@ -106,6 +108,7 @@ class DynamoDBTurnLog:
             generation=reading.generation,
             next_number=reading.next_number,
             turns=tuple(reversed(reading.turns)),
+            shortened=tuple(reading.whole),
             token_limit=token_limit,
             answered=answered,
             regenerated=reading.regenerated,
@@ -191,7 +194,7 @@ class DynamoDBTurnLog:
             try:
                 state = await self._table.update_state(
                     session,
-                    values | codec.expiry(now + STATE_OUTLIVES),
+                    values | codec.expiry(now + codec.STATE_OUTLIVES),
                     # Above every generation that was ever reserved: nothing that is or will be written is in it.
                     count_up=["generation", "reserved"],
                     remove=["recent", "asked", *INDEXED, *MARKS],
@@ -274,7 +277,13 @@ class DynamoDBTurnLog:
 
     async def _read(self, session: Session, token_limit: int | None, request: Request | None) -> Reading:
         """State and turns in one Query, newest first, for as long as the turns fit."""
-        reading = Reading(session=session, token_limit=token_limit, now=self._clock(), request=request)
+        reading = Reading(
+            session=session,
+            token_limit=token_limit,
+            now=self._clock(),
+            count_tokens=self._count_tokens,
+            request=request,
+        )
         await self._descend(reading, codec.STATE_KEY)
         if reading.met_unfinished_rewrite:
             await self._descend(reading, codec.turn_key(reading.generation, codec.LAST_NUMBER))
@@ -338,7 +347,7 @@ class DynamoDBTurnLog:
         """
         if request.id in reading.damaged.values():
             raise DamagedTurn("the turn that answered this request cannot be read")
-        candidates = [turn for turn in reading.turns if turn.request.id == request.id]
+        candidates = [turn for turn in reading.stored_turns if turn.request.id == request.id]
         read = {turn.number for turn in reading.turns}
         for number in reading.recalled(request.id):
             key = codec.turn_key(reading.generation, number)

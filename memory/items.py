@@ -12,8 +12,6 @@ from memory.codec import Item
 from memory.table import Table
 from memory.turns import DamagedTurn, Session, State, Turn
 
-STATE_OUTLIVES = timedelta(days=1)
-"""How long a state stays when all of its turns have expired, or the session was deleted."""
 TITLE_CHARS = 80
 SWEPT_AT_ONCE = 500
 
@@ -38,7 +36,7 @@ def state_expiry(retention: timedelta | None, now: datetime, turns: State | None
     """When a state may go: a day after the last of its turns, of which those in `turns` were promised a time before."""
     if retention is None:
         return None
-    expiry = now.replace(second=0, microsecond=0) + retention + STATE_OUTLIVES
+    expiry = now.replace(second=0, microsecond=0) + retention + codec.STATE_OUTLIVES
     if turns is None or not turns.number:
         return expiry
     return max(turns.expires_at, expiry) if turns.expires_at else None

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from memory import codec
 from memory.codec import Item
+from memory.shortening import CountTokens, most_tokens, shortened
 from memory.turns import (
     DamagedTurn,
     NotTheNewestTurn,
@@ -30,6 +31,7 @@ class Reading:
     session: Session
     token_limit: int | None
     now: datetime
+    count_tokens: CountTokens = most_tokens
     request: Request | None = None
     state: State | None = None
     regenerated: Turn | None = None
@@ -39,6 +41,10 @@ class Reading:
     followed: bool = False
     """Whether something came after the turn to be answered again, failed attempts at it aside."""
     turns: list[Turn] = field(default_factory=list)
+    whole: dict[int, Turn] = field(default_factory=dict)
+    """Turns that `turns` has shortened, as they are stored, by number."""
+    too_small: bool = False
+    """Whether the limit is too small for any part of the newest turn."""
     damaged: dict[int, str] = field(default_factory=dict)
     """Numbers of the turns that could not be read, with their request ids."""
     newest: int = 0
@@ -83,7 +89,7 @@ class Reading:
         self.state = state if state.exists(self.now) else replace(state, created_at=None)
 
     def wants(self, item: Item) -> bool:
-        """Whether this turn belongs to the window; where it does not, none of the older ones does."""
+        """Whether this turn belongs to the window. If it does not, none of the older ones does."""
         generation, number = codec.turn_numbers(item["sk"])
         self.highest_generation = max(self.highest_generation, generation)
         if self.state is None or generation != self.state.generation:
@@ -98,9 +104,11 @@ class Reading:
             return False
         if self.token_limit is None or number >= self._to_regenerate > 0:
             return True
-        if self.token_limit == 0 or number < self.state.archived_through[0] or codec.is_expired(item, self.now):
+        if self.token_limit == 0 or self.too_small or number < self.state.archived_through[0]:
             return False
-        return self.skips(item) or self.tokens + int(item.get("tokens", 0)) <= self.token_limit
+        if codec.is_expired(item, self.now):
+            return not self.turns and not codec.all_turns_expired(self.state, self.now)
+        return self.skips(item) or not self.turns or self.tokens + int(item.get("tokens", 0)) <= self.token_limit
 
     def skips(self, item: Item) -> bool:
         """Whether nothing of this turn is shown: it has expired, or the window is a model's and the turn is not."""
@@ -109,7 +117,14 @@ class Reading:
             return True
         if self.token_limit is None or number == self._to_regenerate:
             return False
-        return item.get("status") in (TurnStatus.FAILED, TurnStatus.SUPERSEDED) or number in self.superseded
+        if item.get("status") in (TurnStatus.FAILED, TurnStatus.SUPERSEDED) or number in self.superseded:
+            return True
+        return bool(item.get("archived") or item.get("deleted") or self._is_marked(number))
+
+    def _is_marked(self, number: int) -> bool:
+        """Whether a mark covers some of this turn's messages, so that no model is shown the others."""
+        state = self.state
+        return state is not None and (number, 0) < max(state.archived_through, state.deleted_through)
 
     def _notice(self, item: Item, number: int) -> None:
         """What the turn says of others: which one it supersedes, and whether one can still be answered again."""
@@ -136,8 +151,25 @@ class Reading:
             return
         if shown.number == self._to_regenerate:
             self.regenerated = shown
-        elif self.token_limit is None or shown.shown_to_model:
+        elif self.token_limit is None:
             self.turns.append(shown)
+        elif shown.shown_to_model:
+            self._show(shown, self.token_limit - self.tokens)
+
+    def _show(self, turn: Turn, room: int) -> None:
+        """Take the turn into a model's window, shortened if it is too large: only the newest one can be."""
+        if turn.tokens <= room:
+            self.turns.append(turn)
+        elif messages := shortened(turn.messages, room, self.count_tokens):
+            self.whole[turn.number] = turn
+            self.turns.append(replace(turn, messages=messages, tokens=self.count_tokens(messages)))
+        else:
+            self.too_small = True
+
+    @property
+    def stored_turns(self) -> Iterator[Turn]:
+        """The turns of the window as they are stored."""
+        return (self.whole.get(turn.number, turn) for turn in self.turns)
 
     def check_regenerated(self) -> None:
         """Raises where the request wants a turn answered again that is not there, or is not the newest one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from memory import codec
 from memory.codec import Item
-from memory.items import HELD, STATE_OUTLIVES, Items, new_token, one_line, state_expiry
+from memory.items import HELD, Items, new_token, one_line, state_expiry
 from memory.reading import visible
 from memory.table import INDEX, Refused
 from memory.turns import (
@@ -210,7 +210,7 @@ class DynamoDBSessions:
         generation = await self._next_generation(partition)
         if generation == FIRST_GENERATION:
             return None
-        item = self._stateless(partition, generation) | codec.expiry(self._clock() + STATE_OUTLIVES)
+        item = self._stateless(partition, generation) | codec.expiry(self._clock() + codec.STATE_OUTLIVES)
         try:
             await self._table.put_new(item)
         except Refused as refusal:
@@ -222,7 +222,7 @@ class DynamoDBSessions:
 
         Attempts that were killed and others at the same time hold the place together: one of them will be shown.
         """
-        lasting = codec.expiry(self._clock() + STATE_OUTLIVES)
+        lasting = codec.expiry(self._clock() + codec.STATE_OUTLIVES)
         item = await self._unborn(target) | lasting
         try:
             await self._table.put_new(item)

@@ -92,11 +92,13 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class WindowSize:
-    """How much of a conversation the model was shown: whole turns, their tokens, and the limit they had to fit."""
+    """How much of a conversation the model was shown: turns, their tokens, and the limit they had to fit."""
 
     turns: int
     tokens: int
     limit: int
+    shortened: int = 0
+    """How many of the turns were too large and were shown with parts left out."""
 
 
 class TurnStatus(StrEnum):
@@ -195,7 +197,7 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A session as one load found it: its newest whole turns that fit the token limit, and whose turn it is."""
+    """A session as one load found it: its newest turns that fit the token limit, and whose turn it is."""
 
     session: Session
     state: State | None
@@ -204,6 +206,8 @@ class Window:
     next_number: int
     turns: tuple[Turn, ...]
     """Oldest first."""
+    shortened: tuple[int, ...] = ()
+    """Numbers of those turns that are too large and are here with parts left out."""
     token_limit: int | None
     """None where everything was asked for."""
     answered: Turn | None = None
@@ -231,7 +235,9 @@ class Window:
 
     @property
     def size(self) -> WindowSize:
-        return WindowSize(turns=len(self.turns), tokens=self.tokens, limit=self.token_limit or 0)
+        return WindowSize(
+            turns=len(self.turns), tokens=self.tokens, limit=self.token_limit or 0, shortened=len(self.shortened)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,11 +326,15 @@ class TurnLog(Protocol):
         ...
 
     async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
-        """The newest whole turns of a session that fit the limit together; all of them where it is None.
+        """The newest turns of a session that fit the limit together; all of them if the limit is None.
 
         The handler's windows (with a limit) hold complete turns only, and none of which something was archived or
-        deleted. Raises RequestIdReused where the request's id answered something else, and DamagedTurn where the turn
-        that answered it cannot be read; other damaged turns are left out, and reported in the window.
+        deleted. They are never blank: if the newest of these turns does not fit on its own, it is shortened until it
+        does. (If the limit is below LEAST_TOKENS of `memory.shortening`, there may be no room for any of it; a limit of
+        0 asks for no turns.) The stored turn stays whole, and so does the one that answered this request before.
+
+        Raises RequestIdReused if the request's id answered something else, and DamagedTurn if the turn that answered it
+        cannot be read. Other damaged turns are left out and reported in the window.
 
         For a request that regenerates a turn, the window holds the turns before that one, and it apart. Raises
         SessionNotFound or TurnNotFound where there is none, and NotTheNewestTurn where others followed (failed attempts

@@ -35,6 +35,8 @@ TEXTS = (
     "default",
     "0",
     "null",
+    "text/plain",
+    "cross-site",
 )
 VALUES: tuple[Any, ...] = (None, True, False, 0, -1, 1.5, 10**30, [], {}, [None], [[]], {"": ""}, *TEXTS)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "get", "", "PROPFIND", "\ud800")
@@ -47,6 +49,8 @@ NAMES = (
     "cookie",
     "x-user-id",
     "content-type",
+    "origin",
+    "sec-fetch-site",
 )
 WORDS = ("chat", "sessions", "turns", "regenerate", "fork", "export", "openapi.json", "default", "1", "2", "999", "0")
 
@@ -79,6 +83,7 @@ class Hostility:
         if chosen.random() < 0.7:
             self._reroute(event)
         ways: list[Callable[[Event], None]] = [self._body, self._headers, self._cookies, self._path, self._query]
+        ways.append(self._prefix)
         for _ in range(chosen.choice([0, 1, 1, 1, 2, 3])):
             chosen.choice(ways)(event)
         broken = chosen.random() < 0.3
@@ -200,6 +205,15 @@ class Hostility:
         path = "/" + "/".join(places)
         path = self._random.choice([path, path, path + "/", "//" + path, quote(path, errors="surrogatepass")])
         _set_path(event, self._random.choice(METHODS[:5]), path)
+
+    def _prefix(self, event: Event) -> None:
+        """The same route under a custom domain's mapping, whatever that is called, or with a slash too many."""
+        prefix = self._random.choice(["/v1", "/team/v1", "/sessions", "/chat", "/sessions/default", "/%2e", "/"])
+        end = self._random.choice(["", "", "", "/", "//", "%2F", "\n"])
+        if event.get("version") == "2.0":
+            event["rawPath"] = event["requestContext"]["http"]["path"] = f"{prefix}{event['rawPath']}{end}"
+        else:
+            event["path"] = event["requestContext"]["path"] = f"{prefix}{event['path']}{end}"
 
     def _query(self, event: Event) -> None:
         name = self._random.choice(["limit", "cursor", "limit", "cursor", self._text()])

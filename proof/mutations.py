@@ -18,10 +18,14 @@ from proof.section import Section
 
 TURN_LOG = "tests/memory/test_turn_log.py"
 BUDGETS = "tests/memory/test_budgets.py"
+SHORTENING = "tests/memory/test_shortening.py"
 STORE = "tests/memory/test_chat_store.py"
 CONVERSATION = "tests/handlers/test_conversation.py"
 CHAT = "tests/handlers/test_chat.py"
 IDENTITY = "tests/handlers/test_identity.py"
+PROMPT = "tests/handlers/test_prompt.py"
+ODD_STREAMS = "tests/handlers/test_odd_streams.py"
+REQUESTS = "tests/handlers/test_model_requests.py"
 QUICK = 4
 PASSED, FAILED = 0, 1
 """pytest's exit codes; others say that it did not come to run the test."""
@@ -248,8 +252,9 @@ MUTATIONS = (
         name="a process keeps the window of a session",
         change=_in_handlers(
             "conversation",
-            "        store, concluded, failure =",
-            '        window = globals().setdefault("kept", window)\n        store, concluded, failure =',
+            "store, concluded, failure = TurnChatStore(window), None, None",
+            'window = globals().setdefault("kept", window)\n'
+            "        store, concluded, failure = TurnChatStore(window), None, None",
         ),
         test=f"{CHAT}::test_it_remembers_what_was_said_before",
     ),
@@ -258,10 +263,38 @@ MUTATIONS = (
         name="turns are shown that do not fit",
         change=_in_memory(
             "reading",
-            'return self.skips(item) or self.tokens + int(item.get("tokens", 0)) <= self.token_limit',
-            "return True",
+            'or self.tokens + int(item.get("tokens", 0)) <= self.token_limit',
+            "or True",
         ),
         test=f"{TURN_LOG}::test_a_window_holds_the_newest_whole_turns_that_fit",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="a turn that does not fit ends the window",
+        change=_in_memory(
+            "reading",
+            "return self.skips(item) or not self.turns or",
+            "return self.skips(item) or",
+        ),
+        test=f"{TURN_LOG}::test_a_turn_that_does_not_fit_is_shown_in_part",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="a turn that is too large is shown whole",
+        change=_in_memory("reading", "if turn.tokens <= room:", "if True:"),
+        test=f"{TURN_LOG}::test_a_turn_that_does_not_fit_is_shown_in_part",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="calls are left out without their results",
+        change=_in_memory("shortening", 'if part.role == "tool" and steps and steps[-1][0].calls_tools:', "if False:"),
+        test=f"{SHORTENING}::test_calls_that_do_not_fit_are_left_out_with_their_results",
+    ),
+    Mutation(
+        guarantee="never blank",
+        name="the answer to a copy is the shortened one",
+        change=_in_memory("dynamodb", "for turn in reading.stored_turns if", "for turn in reading.turns if"),
+        test=f"{TURN_LOG}::test_a_shortened_turn_is_stored_whole",
     ),
     Mutation(
         guarantee="a window is chosen",
@@ -298,6 +331,54 @@ MUTATIONS = (
             "return Problem(kind=Kind.INTERNAL, detail=str(error))",
         ),
         test=f"{CHAT}::test_a_missing_setting_is_logged_by_name",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="arguments are sent as they were stored",
+        change=_in_handlers("prompt", "tool_kwargs=object_or_told(call.tool_kwargs)", "tool_kwargs=call.tool_kwargs"),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="ids are sent as they were stored",
+        change=_in_handlers("prompt", "ids.make(call.tool_call_id, keep=own) for", 'str(call.tool_call_id or "") for'),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="calls are sent without their results",
+        change=_in_handlers(
+            "prompt",
+            "for call_id, result in zip(renamed, _results(calls, results), strict=True):",
+            "for call_id, result in zip(renamed, _results(calls, results)[1:], strict=False):",
+        ),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="empty messages are sent",
+        change=_in_handlers(
+            "prompt",
+            "return found if says_something or _calls(message) else []",
+            'return found or [TextBlock(text="")]',
+        ),
+        test=f"{PROMPT}::test_every_history_is_sent_in_a_form_that_a_strict_server_takes",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="pieces of parallel calls are not told apart",
+        change=_in_handlers(
+            "model_answer",
+            "[call for call in self.calls if index is None or call.index in (index, None)]",
+            "self.calls",
+        ),
+        test=f"{ODD_STREAMS}::test_an_odd_stream_gives_what_people_expect",
+    ),
+    Mutation(
+        guarantee="never bricked",
+        name="a refused prompt is not sent again in a plainer form",
+        change=_in_handlers("model", 'if refusal_of(error).code != "prompt_refused":', "if True:"),
+        test=f"{REQUESTS}::test_a_refused_prompt_is_sent_again_without_earlier_tool_calls",
     ),
 )
 

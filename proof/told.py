@@ -16,6 +16,8 @@ from handlers.agent import SYSTEM_PROMPT
 from handlers.shapes import MessageView
 from local.demo_model import reply_to
 from memory.chat_store import count_tokens, decode_message
+from memory.shortening import shortened
+from memory.turns import Message
 
 SYSTEM = {"role": "system", "content": SYSTEM_PROMPT}
 ANSWERED = ("complete", "superseded")
@@ -53,7 +55,7 @@ class Kept:
 
     @property
     def tokens(self) -> int:
-        return count_tokens(map(decode_message, self.messages))
+        return _tokens(self.messages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +144,19 @@ def _blind(answered: Sequence[Kept], token_limit: int) -> Iterator[Fault]:
 
 
 def _window(before: Sequence[Kept], token_limit: int) -> list[dict[str, str]]:
-    """The messages of the newest whole turns that fit the limit."""
+    """The messages of the newest turns that fit the limit; the newest one is shortened if it does not."""
     shown: list[dict[str, str]] = []
     room = token_limit
     for turn in reversed(before):
-        room -= turn.tokens
-        if room < 0:
+        messages: Sequence[Message] | None = turn.messages
+        if turn.tokens > room:
+            messages = None if shown else shortened(turn.messages, room, _tokens)
+        if not messages:
             break
-        shown = [{"role": view.role, "content": view.text} for view in turn.views] + shown
+        room -= _tokens(messages)
+        shown = [{"role": view.role, "content": view.text} for view in map(views.message, messages)] + shown
     return shown
+
+
+def _tokens(messages: Sequence[Message]) -> int:
+    return count_tokens(map(decode_message, messages))

@@ -131,11 +131,16 @@ def _evaluate(value: Any, parameters: dict[str, Any], conditions: dict[str, Any]
         case {"Fn::Or": list(operands)}:
             return any(map(of, operands))
         case {"Fn::Split": [str(separator), text]}:
-            return of(text).split(separator)
-        case {"Fn::Join": [str(separator), list(texts)]}:
-            return separator.join(str(of(text)) for text in texts)
+            inner = of(text)
+            return inner.split(separator) if isinstance(inner, str) else {"Fn::Split": [separator, inner]}
+        case {"Fn::Join": [str(separator), texts]}:
+            inner = of(texts)
+            if isinstance(inner, dict) or any(isinstance(text, dict) for text in inner):
+                return {"Fn::Join": [separator, inner]}
+            return separator.join(map(str, inner))
         case {"Fn::Select": [int(index), items]}:
-            return of(items)[index]
+            inner = of(items)
+            return inner[index] if isinstance(inner, list) else {"Fn::Select": [index, inner]}
         case {"Fn::Sub": str(text)}:
             return {"Fn::Sub": re.sub(r"\$\{(\w+)\}", lambda found: str(parameters.get(found[1], found[0])), text)}
         case {"Fn::GetAtt": str()}:

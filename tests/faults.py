@@ -5,7 +5,7 @@ outcome that is documented for it.
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from handlers.model import NO_OBJECT
+from handlers.model_answer import NOT_AN_OBJECT
 from handlers.settings import COMMIT_SECONDS
 from tests import faulty_model, wire
 from tests.faulty_model import calls, chunk, fails, late, responds, says, streams
@@ -68,12 +68,34 @@ MODEL_FAULTS = (
         outcome=failed("model_error", "openai.InternalServerError"),
     ),
     Fault(
-        name="401: the key is wrong", arm=model(fails(401)), outcome=failed("model_error", "openai.AuthenticationError")
+        name="401: the key is wrong",
+        arm=model(fails(401)),
+        outcome=failed("model_access", "openai.AuthenticationError"),
     ),
     Fault(
         name="400: the prompt is refused",
+        arm=model(always=fails(400)),
+        outcome=failed("prompt_refused", "openai.BadRequestError"),
+    ),
+    Fault(
+        name="400: the prompt is filtered",
         arm=model(fails(400, code="content_filter")),
-        outcome=failed("model_error", "content_filter"),
+        outcome=failed("content_filter", "openai.BadRequestError"),
+    ),
+    Fault(
+        name="400: the prompt is too long",
+        arm=model(fails(400, code="context_length_exceeded")),
+        outcome=failed("prompt_too_long", "openai.BadRequestError"),
+    ),
+    Fault(
+        name="429: nothing is left of the quota",
+        arm=model(always=fails(429, code="insufficient_quota", **AT_ONCE)),
+        outcome=failed("model_quota", "openai.RateLimitError"),
+    ),
+    Fault(
+        name="only thinking, cut by the limit of tokens",
+        arm=model(always=says("", finish="length")),
+        outcome=failed("answer_limit", "AgentFailed"),
     ),
     Fault(name="429, `Retry-After` of 1 s", arm=model(fails(429, retry_after="1")), outcome=ANSWERED),
     Fault(
@@ -132,12 +154,12 @@ MODEL_FAULTS = (
     Fault(
         name="a stream that ends without a reason",
         arm=model(always=says("Half an", finish=None, end="clean")),
-        outcome=failed("model_error", "handlers.model.BrokenAnswer"),
+        outcome=failed("model_error", "handlers.model_answer.BrokenAnswer"),
     ),
     Fault(
         name="a stream that breaks off in a tool call",
         arm=model(always=calls("total", '{"numbers": [1, 2', finish=None, end="clean")),
-        outcome=failed("model_error", "handlers.model.BrokenAnswer"),
+        outcome=failed("model_error", "handlers.model_answer.BrokenAnswer"),
     ),
     Fault(name="a stream that breaks off after its end", arm=model(says("Noted.", end="cut")), outcome=ANSWERED),
     Fault(
@@ -148,7 +170,7 @@ MODEL_FAULTS = (
     Fault(
         name="a body that is no JSON",
         arm=model(always=responds(200, "<html>Welcome</html>", kind="text/html")),
-        outcome=failed("model_error", "handlers.model.BrokenAnswer"),
+        outcome=failed("model_error", "handlers.model_answer.BrokenAnswer"),
     ),
     Fault(
         name="events that are no JSON",
@@ -158,7 +180,7 @@ MODEL_FAULTS = (
     Fault(
         name="events that are no completion",
         arm=model(always=streams('{"choices": 7}')),
-        outcome=failed("model_error", "handlers.model.BrokenAnswer"),
+        outcome=failed("model_error", "handlers.model_answer.BrokenAnswer"),
     ),
     Fault(name="an empty answer", arm=model(always=says("")), outcome=failed("empty_answer", "AgentFailed")),
     Fault(
@@ -174,13 +196,17 @@ MODEL_FAULTS = (
     Fault(
         name="nothing but a content filter",
         arm=model(always=says("", finish="content_filter")),
-        outcome=failed("empty_answer", "AgentFailed"),
+        outcome=failed("content_filter", "AgentFailed"),
     ),
     Fault(
-        name="arguments that are no JSON", arm=model(calls("current_time", "{timezone: Paris")), outcome=told(NO_OBJECT)
+        name="arguments that are no JSON",
+        arm=model(calls("current_time", "{timezone: Paris")),
+        outcome=told(NOT_AN_OBJECT),
     ),
-    Fault(name="arguments that break off", arm=model(calls("total", '{"numbers": [1, 2')), outcome=told(NO_OBJECT)),
-    Fault(name="arguments that are no object", arm=model(calls("current_time", '["UTC"]')), outcome=told(NO_OBJECT)),
+    Fault(name="arguments that break off", arm=model(calls("total", '{"numbers": [1, 2')), outcome=told(NOT_AN_OBJECT)),
+    Fault(
+        name="arguments that are no object", arm=model(calls("current_time", '["UTC"]')), outcome=told(NOT_AN_OBJECT)
+    ),
     Fault(
         name="arguments that the tool does not take",
         arm=model(calls("total", '{"number": 1}')),

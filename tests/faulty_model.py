@@ -66,6 +66,8 @@ class FaultyModel:
     def __init__(self) -> None:
         self.received: list[list[dict[str, Any]]] = []
         """The messages of each request since it was told last."""
+        self.requests: list[dict[str, Any]] = []
+        """The whole of each of these requests."""
         self._next: list[Answer] = []
         self._always: Answer = says(ANSWER)
         model = self
@@ -76,6 +78,7 @@ class FaultyModel:
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 model.received.append(asked["messages"])
+                model.requests.append(asked)
                 answer = model._next.pop(0) if model._next else model._always
                 answer(Exchange(self, asked))
 
@@ -89,6 +92,7 @@ class FaultyModel:
     def tell(self, *answers: Answer, always: Answer | None = None) -> None:
         """What to answer to the next requests, one after the other, and then to all that follow."""
         self.received.clear()
+        self.requests.clear()
         self._next, self._always = list(answers), always or says(ANSWER)
 
     def close(self) -> None:
@@ -175,6 +179,12 @@ def fails(status: int, *, code: str | None = None, **headers: str) -> Answer:
     """An error in OpenAI's form."""
     body = json.dumps({"error": {"message": "It failed.", "type": "error", "param": None, "code": code}})
     return lambda exchange: exchange.respond(status, body, **headers)
+
+
+def refuses(message: str, *, code: Any = None, param: str | None = None, status: int = 400) -> Answer:
+    """A refusal in OpenAI's form, in a server's own words."""
+    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return lambda exchange: exchange.respond(status, json.dumps({"error": error}))
 
 
 def responds(status: int, body: str, *, kind: str) -> Answer:

@@ -65,7 +65,7 @@ def running(folder: Path, **settings: str) -> Iterator[Stack]:
     """The stack on the data in a folder, until the block ends with the equivalent of Ctrl-C."""
     require(engine.missing_dynoxide() and engine.missing_dynamodb_local())
     environment = {**os.environ, "LOCAL_DIR": str(folder), "PORT": "0", "PYTHONUNBUFFERED": "1", "TABLE_NAME": TABLE}
-    environment |= settings
+    environment |= {"DEMO_MODEL_RECORDS": "true"} | settings
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         environment.pop(name, None)
     process = subprocess.Popen(

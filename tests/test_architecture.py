@@ -11,6 +11,7 @@ MODULES = sorted([*ROOT.glob("handlers/*.py"), *ROOT.glob("memory/*.py")])
 LAYERS = [
     "memory.turns",
     "memory.codec",
+    "memory.shortening",
     "memory.reading",
     "memory.table",
     "memory.items",
@@ -65,7 +66,8 @@ def test_one_module_of_memory_knows_llama_index() -> None:
 
 def test_the_turn_knows_no_http() -> None:
     """The conversation, its agent and its run could be behind any front."""
-    for module in ("conversation", "run", "agent", "model", "tools", "results", "structured", "surrogates"):
+    modules = ("conversation", "run", "agent", "model", "model_answer", "model_errors", "prompt", "tools", "results")
+    for module in (*modules, "structured", "surrogates", "provider_fields"):
         assert not any("event_handler" in name or "request" in name for name in imports(ROOT / f"handlers/{module}.py"))
 
 

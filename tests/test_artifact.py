@@ -118,7 +118,7 @@ def environment(dynoxide: str, tmp_path: Path) -> Iterator[dict[str, str]]:
             "OPENAI_API_BASE": f"{demo.endpoint}/v1",
             "OPENAI_API_KEY": "none",
             "OPENAI_MODEL": "demo",
-            "SIGNING_SECRET": "a-secret-of-the-tests",
+            "SIGNING_SECRET": "a-secret-of-the-tests-that-is-long-enough",
         }
 
 

@@ -1,5 +1,6 @@
 """What `make run` runs, as its users meet it: over HTTP, with processes that are killed."""
 
+import json
 import os
 import signal
 import time
@@ -86,6 +87,22 @@ def in_mid_turn(talker: Talker, message: str, key: str) -> httpx.Response:
         for pid in talker.stack.workers():
             kill(pid)
         return pending.result()
+
+
+@pytest.mark.once
+def test_a_turn_larger_than_the_window_is_not_forgotten(tmp_path: Path, jar: httpx.Client) -> None:
+    """After a tool call with 20,000 numbers the agent still knows the turn: what it was told before them and after."""
+    numbers = ", ".join(map(str, range(20_000)))
+    with running(tmp_path, MAX_MESSAGE_CHARS="200000") as stack:
+        ada = Talker(jar, stack)
+        assert "199990000" in ada.say(f"My name is Ada. Add up {numbers}. My dog is Rex")["answer"]
+        known = ada.say("What do you know about me?")
+        assert known["answer"] == "I know this: your name is Ada; your dog is Rex."
+        assert (known["memory"]["turns_in_window"], known["memory"]["turns_shortened"]) == (1, 1)
+        session = ada.client.get(f"{stack.url}/sessions/default").json()
+        assert (session["window"]["turns"], session["window"]["turns_shortened"]) == (1, 0)
+    (line,) = [line for line in map(json.loads, stack.lines()) if line.get("shortened_turns")]
+    assert (line["turn"], line["shortened_turns"]) == (2, [1])
 
 
 @pytest.mark.once

@@ -31,6 +31,7 @@ OUR_METRICS = {*COUNTERS, *MEASURES}
 AWS_METRICS: dict[tuple[str, str], set[tuple[str, ...]]] = {
     ("AWS/Lambda", "Errors"): {("FunctionName",), ("FunctionName", "Resource")},
     ("AWS/Lambda", "Throttles"): {("FunctionName",), ("FunctionName", "Resource")},
+    ("AWS/Lambda", "Invocations"): {("FunctionName",), ("FunctionName", "Resource")},
     ("AWS/Lambda", "Duration"): {("FunctionName",), ("FunctionName", "Resource")},
     ("AWS/Lambda", "ConcurrentExecutions"): {("FunctionName",), ("FunctionName", "Resource")},
     ("AWS/Lambda", "IteratorAge"): {("FunctionName",), ("FunctionName", "Resource")},
@@ -68,6 +69,21 @@ class Metric:
         return tuple(self.of) in AWS_METRICS.get((self.namespace, self.name), set())
 
 
+SHARES = [
+    ("ChatErrors", "errors", "requests", 3),
+    ("SessionsErrors", "errors", "requests", 3),
+    ("ServiceFaults", "faults", "turns", 3),
+    ("FailedTurns", "failed", "answered", 3),
+    ("UnansweredTurns", "unanswered", "answered", 10),
+    ("LeaseConflicts", "conflicts", "answered", 10),
+    ("ChatThrottles", "throttles", "requests", 10),
+    ("SessionsThrottles", "throttles", "requests", 10),
+    ("ApiFaults", "faults", "requests", 10),
+]
+"""Alarms that compare a share of the requests: of what, the number beside it, and how many there are at the least. The
+first four take a version back."""
+
+
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
     return read_template()
@@ -101,6 +117,21 @@ def watched(alarm: Resource) -> list[Metric]:
     if "Metrics" not in alarm:
         return [_metric(alarm)]
     return [_metric(each["MetricStat"]["Metric"]) for each in alarm["Metrics"] if "MetricStat" in each]
+
+
+def state(alarm: Resource, **counted: int) -> bool:
+    """Whether an alarm over several metrics is on when these were counted, by their ids, and of the others none."""
+    (compared,) = [each["Expression"] for each in alarm["Metrics"] if each.get("ReturnData", True)]
+    ids = {each["Id"] for each in alarm["Metrics"] if "MetricStat" in each}
+    assert set(counted) <= ids
+    values = dict.fromkeys(ids, 0) | counted
+    known = {"IF": lambda condition, yes, no: yes if condition else no, "SUM": sum, "FILL": lambda values, _: values}
+    known["METRICS"] = lambda: list(values.values())
+    try:
+        value = eval(compared, {"__builtins__": {}}, known | values)  # noqa: S307 - the template's own arithmetic
+    except ZeroDivisionError:
+        return False  # CloudWatch has no value then, and TreatMissingData says what that means
+    return bool(value >= alarm["Threshold"])
 
 
 def _metric(of: dict[str, Any]) -> Metric:
@@ -143,13 +174,18 @@ class TestAlarms:
             assert [metric for metric in watched(alarm) if not metric.is_emitted] == [], name
 
     def test_cover_what_can_go_wrong(self, alarms: dict[str, Resource]) -> None:
-        """Crashes, refusals and slowness of both functions, faults, failed turns, conflicts, the table, the sweeper."""
+        """Crashes, refusals and slowness of both functions, faults, failed turns, conflicts, the table, the sweeper.
+
+        Each beside the number of requests that it is a share of.
+        """
         subjects = {
             (metric.name, next(iter(metric.of.values()))) for alarm in alarms.values() for metric in watched(alarm)
         }
         assert subjects == {
             *((name, function) for name in ("Errors", "Throttles", "Duration") for function in BEHIND_THE_API),
-            *((name, "AWS::StackName") for name in ("turns_failed", "lease_conflicts", "service_faults")),
+            *(("Invocations", function) for function in BEHIND_THE_API),
+            *((name, "AWS::StackName") for name in COUNTERS if name not in ("turns_replayed", "turns_refused")),
+            ("Count", "Api"),
             *((name, "Table") for name in ("ReadThrottleEvents", "WriteThrottleEvents", "SystemErrors")),
             ("5xx", "Api"),
             ("ApproximateNumberOfMessagesVisible", "SweepFailures.QueueName"),
@@ -180,11 +216,45 @@ class TestAlarms:
             action for each in allowed for action in each
         }
 
-    def test_add_up_what_they_are_made_of(self, alarms: dict[str, Resource]) -> None:
-        """An alarm over several metrics compares one value: their sum, in which what is missing counts as nothing."""
-        for alarm in alarms.values():
-            total = [each for each in alarm.get("Metrics", []) if each.get("ReturnData", True)]
-            assert [each["Expression"] for each in total] == ["SUM(FILL(METRICS(), 0))"] * ("Metrics" in alarm)
+    @pytest.mark.parametrize("name", ["TableThrottles", "TableErrors"])
+    def test_add_up_what_the_table_says(self, alarms: dict[str, Resource], name: str) -> None:
+        """An alarm of the table compares the sum of its metrics, in which what is missing counts as nothing."""
+        (total,) = [each for each in alarms[name]["Metrics"] if each.get("ReturnData", True)]
+        assert total["Expression"] == "SUM(FILL(METRICS(), 0))"
+
+    @pytest.mark.parametrize(("name", "bad", "good", "least"), SHARES)
+    def test_count_shares(self, alarms: dict[str, Resource], name: str, bad: str, good: str, least: int) -> None:
+        """A few are no alarm, not even of all there were; and neither are many among very many."""
+        alarm, enough = alarms[name], 20 * least
+        total = good in ("requests", "turns")  # which are all requests, those that went wrong among them
+        assert not state(alarm)
+        assert not state(alarm, **{bad: least - 1, good: least - 1 if total else 0})
+        assert state(alarm, **{bad: least, good: least if total else 0})
+        assert state(alarm, **{bad: enough, good: enough})
+        assert not state(alarm, **{bad: enough, good: 100 * enough})
+
+    @pytest.mark.parametrize(("name", "bad", "good", "least"), SHARES[:4])
+    def test_notice_a_canary_that_always_fails(
+        self, alarms: dict[str, Resource], name: str, bad: str, good: str, least: int
+    ) -> None:
+        """What takes a version back sees the tenth of the requests that the version gets."""
+        assert state(alarms[name], **{bad: 10, good: 100 if good in ("requests", "turns") else 90})
+
+    def test_that_take_a_version_back_are_out_of_callers_reach(self, deployed: dict[str, Any]) -> None:
+        """None of them counts what a caller can bring about: turns refused, unanswered or in conflict, 5xx."""
+        for name in BEHIND_THE_API:
+            for alarm in deployed["Resources"][name]["Properties"]["DeploymentPreference"]["Alarms"]:
+                metrics = watched(deployed["Resources"][alarm["Ref"]]["Properties"])
+                assert {metric.name for metric in metrics} <= {
+                    *("Errors", "Invocations", "service_faults", "turns_failed", "turns_answered")
+                }
+
+    def test_have_a_share_each(self, alarms: dict[str, Resource]) -> None:
+        """Whatever is compared with requests is in the list above: no alarm is a mere count of them."""
+        counts = {name for name, alarm in alarms.items() if "Metrics" in alarm}
+        assert counts == {*(name for name, *_ in SHARES), "TableThrottles", "TableErrors"}
+        single = {name: watched(alarm)[0].name for name, alarm in alarms.items() if name not in counts}
+        assert set(single.values()) == {"Duration", "ApproximateNumberOfMessagesVisible"}
 
     def test_are_calm_while_nothing_happens(self, alarms: dict[str, Resource]) -> None:
         """No request is no fault."""
@@ -308,13 +378,22 @@ class TestLimits:
         assert refusals(template, **{parameter: "-1"}) == [parameter]
 
     def test_hold_back_a_flood(self, template: dict[str, Any]) -> None:
-        """The API takes so many requests a second and no more, also where nobody said how many."""
-        for given, rate, burst in ({}, 50, 100), ({"ApiRateLimit": "5", "ApiBurstLimit": "9"}, "5", "9"):
+        """The API takes so many requests a second and no more, also when nobody says how many."""
+        for given, rate, burst in ({}, 5, 20), ({"ApiRateLimit": "50", "ApiBurstLimit": "90"}, "50", "90"):
             (api,) = of_type(render(template, **given), "AWS::Serverless::HttpApi").values()
             settings = api["Properties"]["DefaultRouteSettings"]
             assert settings == {"ThrottlingRateLimit": rate, "ThrottlingBurstLimit": burst}
+            assert "RouteSettings" not in api["Properties"], "it would replace the default for a route"
         for parameter in ("ApiRateLimit", "ApiBurstLimit"):
             assert refusals(template, **{parameter: "0"}) == [parameter], "it would let nobody in"
+
+    def test_leave_instances_to_others(self, template: dict[str, Any]) -> None:
+        """By default, turns that all take as long as they may need a third of the 1,000 instances of an account."""
+        (api,) = of_type(render(template), "AWS::Serverless::HttpApi").values()
+        limits = api["Properties"]["DefaultRouteSettings"]
+        function = template["Resources"]["ChatFunction"]["Properties"]
+        at_once = limits["ThrottlingRateLimit"] * function["Timeout"] + limits["ThrottlingBurstLimit"]
+        assert at_once * len(function["Events"]) <= 1000 / 3
 
 
 class TestTraces:

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from handlers.identity import TOKEN_HEADER, _cookie_name
+from handlers.proxy import ORIGIN_HEADER
+from handlers.settings import Settings
 from tests.cloudformation import CloudFormationLoader
 
+COOKIE = _cookie_name(Settings())
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 STAGES = ("dev", "prod")
@@ -44,6 +48,7 @@ def test_an_environment_sets_only_what_the_template_has(stage: str) -> None:
     parameters = _template("template.yaml")["Parameters"]
     overrides = dict(one.split("=", 1) for one in _config()[stage]["global"]["parameters"]["parameter_overrides"])
     assert set(overrides) <= set(parameters)
+    assert overrides["PermissionsBoundary"] == f"rehydrate-{stage}-boundary", "as .github/access.yaml calls it"
     for name, value in overrides.items():
         allowed = parameters.get(name, {}).get("AllowedValues")
         assert allowed is None or value in map(str, allowed)
@@ -83,6 +88,33 @@ def test_actions_are_pinned(file: Path) -> None:
         assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+|\./\.github/workflows/[\w-]+\.yml", action)
 
 
+def test_whatever_is_pinned_is_kept_up() -> None:
+    """Dependabot looks after packages, engines, actions and the image, in the folders that have them."""
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
+    folders = {
+        each["package-ecosystem"]: [
+            ROOT / folder.strip("/") for folder in each.get("directories", [each.get("directory")])
+        ]
+        for each in updates
+    }
+    pins = {"pip": "requirements*.txt", "npm": "package-lock.json", "github-actions": ".github/workflows/*.yml"}
+    assert set(folders) == {*pins, "docker"}
+    for kind, pattern in (*pins.items(), ("docker", "Dockerfile")):
+        assert all(list(folder.glob(pattern)) for folder in folders[kind]), kind
+    locks = {file.parent for file in ROOT.glob("**/requirements*.txt") if ".venv" not in str(file.parent)}
+    assert locks == set(folders["pip"])
+
+
+def test_packages_are_audited() -> None:
+    """Every lock file's, for pull requests and from time to time; a failure is a failure."""
+    assert {"pull_request", "schedule"} <= set(_workflow("audit.yml")[True])  # YAML takes `on` for a truth value
+    assert [step["run"] for step in _steps(_workflow("audit.yml")) if "run" in step] == ["make audit"]
+    command = re.search(r"^audit:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert command
+    assert {"--strict", "--require-hashes"} <= set(command[1].split())
+    assert "$(wildcard requirements*.txt)" in command[1]
+
+
 def test_only_deployments_may_ask_for_a_token() -> None:
     """Tests of a pull request and the build cannot become anybody in AWS."""
     ci, deploy, stage = map(_workflow, ("ci.yml", "deploy.yml", "deploy-stage.yml"))
@@ -112,6 +144,21 @@ def test_workflows_run_what_there_is() -> None:
 
 
 # ---- Who may deploy --------------------------------------------------------------------------------------------------
+
+
+def test_the_edge_knows_what_the_functions_read() -> None:
+    """The recipe's limits go by the headers and the cookie of callers, and it sends the secret under its name."""
+    edge = _template("docs/edge.yaml")["Resources"]
+    rule = edge["Limits"]["Properties"]["Rules"][0]["Statement"]["RateBasedStatement"]
+    assert rule["EvaluationWindowSec"] == 600
+    identities = rule["ScopeDownStatement"]["NotStatement"]["Statement"]["OrStatement"]["Statements"]
+    fields = [next(iter(each.values())) for each in identities]
+    assert [field["FieldToMatch"]["SingleHeader"]["Name"] for field in fields[:3]] == [
+        *(TOKEN_HEADER, "authorization", "cookie")
+    ]
+    assert fields[2]["SearchString"] == f"{COOKIE}="
+    (origin,) = edge["Distribution"]["Properties"]["DistributionConfig"]["Origins"]
+    assert origin["OriginCustomHeaders"] == [{"HeaderName": ORIGIN_HEADER, "HeaderValue": {"Ref": "OriginSecret"}}]
 
 
 def test_the_role_is_for_one_environment_of_one_repository() -> None:
@@ -152,11 +199,11 @@ def _dockerfile() -> list[str]:
 
 
 def test_the_image_is_the_chat_function() -> None:
-    """The Python and the handler that the template says."""
+    """The Python and the handler that the template says, on a base that nobody can change."""
     template = _template("template.yaml")
     version = template["Globals"]["Function"]["Runtime"].removeprefix("python")
     lines = _dockerfile()
-    assert lines[0] == f"FROM public.ecr.aws/lambda/python:{version}"
+    assert re.fullmatch(rf"FROM public\.ecr\.aws/lambda/python:{re.escape(version)}@sha256:[0-9a-f]{{64}}", lines[0])
     assert lines[-1] == f'CMD ["{template["Resources"]["ChatFunction"]["Properties"]["Handler"]}"]'
 
 

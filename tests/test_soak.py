@@ -122,6 +122,14 @@ def test_a_turn_knows_what_fits_its_window_and_no_more() -> None:
     assert found(TOLD, SESSION, limit) == ["blind", "blind"]
 
 
+@pytest.mark.parametrize(("answer", "faults_found"), [("Your dog is Rex.", []), ("I don't know your dog.", ["blind"])])
+def test_a_turn_knows_what_is_shown_of_one_that_is_too_large(answer: str, faults_found: list[str]) -> None:
+    """The newest turn is shown in part if it does not fit: a turn that saw nothing of it is blind."""
+    (large,) = talked("My dog is Rex. " + "And so on. " * 5000)
+    turns = [large, kept(2, message("user", "What is my dog?"), message("assistant", answer))]
+    assert found(told_of(turns), turns) == faults_found
+
+
 def test_a_regenerated_turn_replaces_the_one_before() -> None:
     """It is no copy, and its answer knows nothing of the one that it supersedes."""
     first, second = talked("My dog is Rex.", "How many messages have you seen?")

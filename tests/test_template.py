@@ -36,6 +36,7 @@ from tests.cloudformation import (
     render,
 )
 
+ORIGIN = "arn:aws:secretsmanager:us-east-1:123456789012:secret:origin"
 API_TIMEOUT_SECONDS = 30  # API Gateway's, for HTTP APIs; it cannot be raised
 
 
@@ -111,8 +112,9 @@ class TestTable:
         assert table["Properties"]["BillingMode"] == "PAY_PER_REQUEST"
 
     def test_outlives_the_stack(self, table: Resource) -> None:
-        """Neither deleting the stack nor replacing the table deletes a conversation."""
+        """Neither deleting the stack nor replacing the table deletes a conversation; nor does a call that names it."""
         assert (table["DeletionPolicy"], table["UpdateReplacePolicy"]) == ("Retain", "Retain")
+        assert table["Properties"]["DeletionProtectionEnabled"] is True
 
     def test_has_the_keys_of_the_turn_log(self, table: Resource) -> None:
         """The deployed table has the keys and the index of the one that the tests and `make run` create."""
@@ -220,14 +222,16 @@ class TestVersions:
             assert (after[0] != before[0]) == (after[1] != before[1]), parameter
 
     def test_have_descriptions_that_lambda_takes(self, template: dict[str, Any]) -> None:
-        """With both secrets, another server and three origins it is not longer than a description may be."""
-        origins = ",".join(f"https://{name}.example.com" for name in ("www", "admin", "staging"))
+        """With three secrets, another server, two origins and the headers of tracing it fits into a description."""
+        origins = ",".join(f"https://{name}.example.com" for name in ("www", "admin"))
         function = render(
             template,
             SigningSecretArn=f"{SECRET}-of-the-production-service-a1b2c3",
             OpenAiKeySecretArn=f"{KEY}-of-the-production-service-a1b2c3",
+            OriginSecretArn=f"{ORIGIN}-a1b2c3",
             OpenAiApiBase="https://models.internal.example.com/v1",
             CorsOrigins=origins,
+            CorsHeaders="traceparent,baggage,sentry-trace",
         )["Resources"]["ChatFunction"]["Properties"]
         assert len(function["VersionDescription"]) <= 256
 
@@ -237,7 +241,7 @@ def _another(template: dict[str, Any], parameter: str) -> str:
     known = template["Parameters"][parameter]
     if parameter == "OpenAiKeySecretArn":
         return f"{KEY}-2"
-    if parameter == "SigningSecretArn":
+    if parameter in ("SigningSecretArn", "OriginSecretArn"):
         return SECRET
     others = [value for value in known.get("AllowedValues", ["1234"]) if str(value) != str(known.get("Default"))]
     return str(others[-1])
@@ -251,7 +255,7 @@ class TestChatFunction:
     def test_gets_its_secrets_from_secrets_manager(self, template: dict[str, Any], chat: Resource) -> None:
         """No parameter, and so no variable of the function, can hold a secret: only the ARN of one."""
         secrets = {name: value for name, value in template["Parameters"].items() if "Secret" in name or "Key" in name}
-        assert set(secrets) == {"OpenAiKeySecretArn", "SigningSecretArn"}
+        assert set(secrets) == {"OpenAiKeySecretArn", "SigningSecretArn", "OriginSecretArn"}
         assert all(":secretsmanager:" in parameter["AllowedPattern"] for parameter in secrets.values())
         variables = chat["Environment"]["Variables"]
         assert variables["OPENAI_API_KEY_SECRET"] == {"Ref": "OpenAiKeySecretArn"}
@@ -443,6 +447,15 @@ class TestPermissions:
             assert _secrets(deployed, "SessionsFunction") == [secret]
             assert _secrets(deployed, "SweepFunction") == []
 
+    def test_open_the_origin_secret_to_whom_callers_reach(self, template: dict[str, Any], mode: str) -> None:
+        """Both functions behind the API compare it, where it is named, in every mode; the sweep function never."""
+        for given, more in (("", []), (ORIGIN, [ORIGIN])):
+            deployed = render(template, IdentityMode=mode, OriginSecretArn=given, **MODES[mode])
+            for name in ("ChatFunction", "SessionsFunction"):
+                assert [secret for secret in _secrets(deployed, name) if secret == ORIGIN] == more
+                assert _variables(deployed, name)["ORIGIN_SECRET_ARN"] == given
+            assert _secrets(deployed, "SweepFunction") == []
+
     @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "token"], indirect=True)
     def test_open_the_signing_secret_to_nobody_who_signs_nothing(self, template: dict[str, Any], mode: str) -> None:
         """Where an authorizer says who asks, the OpenAI key is the one secret, also when a signing secret is named."""
@@ -508,7 +521,7 @@ def _prefixes(statement: dict[str, Any]) -> set[str]:
 
 
 def _is_secret(resource: Any) -> bool:
-    return resource in ({"Ref": "OpenAiKeySecretArn"}, {"Ref": "SigningSecretArn"})
+    return resource in ({"Ref": "OpenAiKeySecretArn"}, {"Ref": "SigningSecretArn"}, {"Ref": "OriginSecretArn"})
 
 
 def _referred_to(resource: Any) -> str:
@@ -539,11 +552,13 @@ class TestLogs:
             assert group in of_type(template, "AWS::Logs::LogGroup")
 
     def test_hold_no_message(self, template: dict[str, Any]) -> None:
-        """Access logs say that a request came, and nothing of its headers, body or caller's address."""
+        """Access logs say that a request came and from which address, and nothing of its headers, body or claims."""
         for api in of_type(template, "AWS::Serverless::HttpApi").values():
-            text = api["Properties"]["AccessLogSettings"]["Format"]
-            assert "sourceIp" not in text
-            assert "authorizer" not in text
+            line = json.loads(api["Properties"]["AccessLogSettings"]["Format"])
+            assert {value.removeprefix("$context.") for value in line.values()} == {
+                *("requestId", "requestTime", "identity.sourceIp", "httpMethod", "path", "status"),
+                *("responseLength", "responseLatency", "integrationErrorMessage"),
+            }
 
 
 def _variables(template: dict[str, Any], name: str = "ChatFunction") -> dict[str, Any]:
@@ -556,6 +571,12 @@ class TestSigningSecret:
         assert of_type(render(template, SigningSecretArn=SECRET), "AWS::SecretsManager::Secret") == {}
         (secret,) = of_type(render(template), "AWS::SecretsManager::Secret").values()
         assert secret["Properties"]["GenerateSecretString"]["PasswordLength"] >= 32
+
+    def test_has_a_name_of_its_stack_alone(self, template: dict[str, Any]) -> None:
+        """Rights of a stage go by the stack's name; and the secret of a stack that was deleted has another name."""
+        secret = template["Resources"]["SigningSecret"]["Properties"]
+        identity = {"Fn::Select": [2, {"Fn::Split": ["/", {"Ref": "AWS::StackId"}]}]}
+        assert secret["Name"] == {"Fn::Join": ["-", [{"Ref": "AWS::StackName"}, "signing", identity]]}
 
     @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "token"], indirect=True)
     def test_is_of_mode_token_alone(self, template: dict[str, Any], mode: str) -> None:
@@ -715,18 +736,18 @@ class TestIdentityModes:
 
 
 class TestRetention:
-    def test_is_without_end_by_default(self, template: dict[str, Any]) -> None:
-        """Nothing expires unless somebody says after how many days."""
+    def test_is_the_functions_own_by_default(self, template: dict[str, Any]) -> None:
+        """Anonymous conversations go with their tokens, and nothing else expires unless somebody says when."""
         for name in ("ChatFunction", "SessionsFunction"):
-            assert _variables(render(template), name)["RETENTION_DAYS"] == 0
+            assert _variables(render(template), name)["RETENTION_DAYS"] == ""
             assert _variables(render(template, RetentionDays="30"), name)["RETENTION_DAYS"] == "30"
 
-    @pytest.mark.parametrize("days", ["0", "1", "36500"])
+    @pytest.mark.parametrize("days", ["-1", "0", "1", "36500"])
     def test_is_a_number_of_days(self, template: dict[str, Any], days: str) -> None:
         """From none to a hundred years."""
         assert refusals(template, RetentionDays=days) == []
 
-    @pytest.mark.parametrize("days", ["-1", "36501"])
+    @pytest.mark.parametrize("days", ["-2", "36501"])
     def test_takes_no_nonsense(self, template: dict[str, Any], days: str) -> None:
         """Other numbers are refused before anything is deployed."""
         assert refusals(template, RetentionDays=days) == ["RetentionDays"]
@@ -750,6 +771,20 @@ class TestCors:
             "maxAge": 600,
         }
         assert _variables(deployed)["CORS_ORIGINS"] == origins
+
+    def test_allows_further_headers(self, template: dict[str, Any]) -> None:
+        """Those that a deployment names come after those that the API reads; the functions hear of them too."""
+        headers = "traceparent,baggage,sentry-trace"
+        deployed = render(template, CorsOrigins="https://example.com", CorsHeaders=headers)
+        allowed = _definition(deployed)["x-amazon-apigateway-cors"]["allowHeaders"]
+        assert allowed[-4:] == ["x-session-token", "traceparent", "baggage", "sentry-trace"]
+        for name in ("ChatFunction", "SessionsFunction"):
+            assert _variables(deployed, name)["CORS_HEADERS"] == headers
+
+    @pytest.mark.parametrize("headers", ["*", "trace parent", "traceparent, baggage", "traceparent,", "a:b"])
+    def test_takes_no_nonsense_for_headers(self, template: dict[str, Any], headers: str) -> None:
+        """What is not the name of a header is refused before anything is deployed."""
+        assert refusals(template, CorsHeaders=headers) == ["CorsHeaders"]
 
     def test_allows_the_methods_that_there_are(self, template: dict[str, Any]) -> None:
         """No route is out of a page's reach, and no method is allowed that no route has."""

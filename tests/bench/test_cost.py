@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from bench.prices import PRICES
 from bench.units import Units
 from handlers.agent import SYSTEM_PROMPT, build_agent
 from handlers.metrics import COUNTERS, MEASURES
+from handlers.settings import Settings
 from tests.cloudformation import TEMPLATE, CloudFormationLoader
 
 PAGE = Path(__file__).parents[2] / "docs" / "COST.md"
@@ -58,9 +60,9 @@ def month(name: str, *options: str) -> float:
         ("API Gateway, REST API", "--api rest", 3.5),
         ("DynamoDB, writes", "", 3.125),
         ("DynamoDB, reads", "", 0.5),
-        ("DynamoDB, storage", "--months 2", 500_000.0),
+        ("DynamoDB, storage", "--months 2 --retention-days 0", 500_000.0),
         ("DynamoDB, storage", "--retention-days 73", 600_000.0),
-        ("DynamoDB, point-in-time recovery", "--months 2", 400_000.0),
+        ("DynamoDB, point-in-time recovery", "--months 2 --retention-days 0", 400_000.0),
         ("Logs, ingestion", "--log-bytes 1073741824", 500_000.0),
         ("Logs, storage", "--log-bytes 1073741824 --log-days 73", 72_000.0),
         ("Custom metrics", "--metrics 10", 3.0),
@@ -160,6 +162,7 @@ def test_the_access_line_is_as_long_as_it_is_counted() -> None:
     values = {
         "requestId": "JKJaXmPLvHcESHA=",
         "requestTime": "01/Jan/2026:12:34:56 +0000",
+        "identity.sourceIp": "203.0.113.195",
         "httpMethod": "POST",
         "path": "/chat",
         "status": "200",
@@ -188,11 +191,10 @@ def test_the_defaults_are_the_templates() -> None:
     nothing."""
     template = yaml.load(TEMPLATE.read_text(), Loader=CloudFormationLoader)  # noqa: S506 - it is a SafeLoader
     parameters, usual = template["Parameters"], plan()
-    deployed = {
-        name: parameters[name]["Default"]
-        for name in ("Architecture", "TokenLimit", "RetentionDays", "LogRetentionDays")
-    }
+    deployed = {name: parameters[name]["Default"] for name in ("Architecture", "TokenLimit", "LogRetentionDays")}
     function = template["Resources"]["ChatFunction"]["Properties"]
     assert (function["MemorySize"], "SnapStart" in function) == (usual.memory, usual.snapstart)
     assert len(COUNTERS) + len(MEASURES) == usual.metrics
-    assert list(deployed.values()) == [usual.architecture, usual.talk.token_limit, usual.retention_days, usual.log_days]
+    assert list(deployed.values()) == [usual.architecture, usual.talk.token_limit, usual.log_days]
+    assert Settings().retention == timedelta(days=usual.retention_days)
+    assert parameters["RetentionDays"]["Default"] == -1, "the settings decide"

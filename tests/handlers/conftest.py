@@ -56,6 +56,8 @@ class Reply:
     """What was JSON, parsed; else the text."""
     headers: dict[str, str]
     cookies: list[str]
+    form: str
+    """Under which name the result has its headers."""
     line: dict[str, Any]
     """The log line of the request."""
     other_lines: list[dict[str, Any]]
@@ -71,25 +73,32 @@ class Service:
     def __init__(self, store: Store, model_endpoint: str, log: io.StringIO) -> None:
         self.store, self._model, self._log = store, model_endpoint, log
 
-    def invoke(self, event: dict[str, Any], *, seconds: float = 28) -> Reply:
-        """Hand an event to the handler."""
+    def result_of(self, event: dict[str, Any], *, seconds: float = 28) -> dict[str, Any]:
+        """Hand an event to the handler that it is for, and return what that returns."""
         self._log.seek(0)
         self._log.truncate()
         path = event.get("rawPath", event.get("path", "/chat"))
-        function = chat if path == "/chat" or path.endswith("/regenerate") else sessions
-        result = function.handler(event, Context(seconds=seconds))
+        function = chat if path.endswith(("/chat", "/regenerate")) else sessions
+        result: dict[str, Any] = function.handler(event, Context(seconds=seconds))
+        return result
+
+    def invoke(self, event: dict[str, Any], *, seconds: float = 28) -> Reply:
+        """Hand an event to the handler."""
+        result = self.result_of(event, seconds=seconds)
         lines = [json.loads(line) for line in self.logged()]
         turns = [line for line in lines if line["message"] in ("turn", "request")]
         assert len(turns) <= 1
         several = {name.lower(): values for name, values in result.get("multiValueHeaders", {}).items()}
-        cookies = result.get("cookies", []) + several.pop("set-cookie", [])
         single = {name.lower(): value for name, value in result.get("headers", {}).items()}
+        alone = [single.pop("set-cookie")] if "set-cookie" in single else []
+        cookies = result.get("cookies", []) + several.pop("set-cookie", []) + alone
         text, kind = result.get("body") or "", single.get("content-type", "") or several.get("content-type", [""])[0]
         return Reply(
             status=result["statusCode"],
             body=json.loads(text) if "json" in kind and "jsonl" not in kind else text,
             headers=single | {name: values[0] for name, values in several.items()},
             cookies=cookies,
+            form="multiValueHeaders" if "multiValueHeaders" in result else "headers",
             line=turns[0] if turns else {},
             other_lines=[line for line in lines if line not in turns],
         )
@@ -172,7 +181,7 @@ def deployed(engine: str, model_endpoint: str, patch: pytest.MonkeyPatch, **sett
         "OPENAI_API_KEY": "none",
         "OPENAI_MODEL": "demo",
         "MODEL_RETRIES": "0",
-        "SIGNING_SECRET": "a-secret-of-the-tests",
+        "SIGNING_SECRET": "a-secret-of-the-tests-that-is-long-enough",
     }
     configure(patch, **environment | settings)
     captured = io.StringIO()

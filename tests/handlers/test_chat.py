@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+import tracemalloc
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -48,6 +50,46 @@ def test_turns_in_window_are_the_turns_that_the_model_received(
         assert received == [f"I am number {n}" for n in range(i - shown, i + 1)]
         assert reply.body["memory"]["window_tokens"] <= 100
     assert 0 < shown < 11
+
+
+NUMBERS = ", ".join(map(str, range(20_000)))
+
+
+def test_a_turn_larger_than_the_window_does_not_blank_the_next_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call with 20,000 numbers is shown in part; body, log and session say so, and the history has all of it."""
+    configure(monkeypatch, MAX_MESSAGE_CHARS="200000", MAX_MESSAGE_TOKENS="100000")
+    large = service.say(f"My name is Ada. Add up {NUMBERS}. My dog is Rex")
+    assert "199990000" in large.body["answer"]
+    token = large.token
+    reply = service.say("What do you know about me?", token=token, idempotency_key="k")
+    assert reply.body["answer"] == "I know this: your name is Ada; your dog is Rex."
+    memory = reply.body["memory"]
+    assert (memory["turns_in_window"], memory["turns_shortened"]) == (1, 1)
+    assert 8500 < memory["window_tokens"] <= memory["token_limit"] == 10_000
+    assert (reply.line["shortened_turns"], reply.line["level"]) == ([1], "WARNING")
+    assert "TOKEN_LIMIT" in reply.line["hint"]
+    _, question, call, result, answer, _ = service.model_received()[-1]
+    assert "characters left out" in question["content"]
+    assert "characters left out" in json.loads(call["tool_calls"][0]["function"]["arguments"])["numbers"]
+    assert (result["tool_call_id"], result["content"]) == (call["tool_calls"][0]["id"], "199990000")
+    assert answer["content"] == "The tool says: 199990000"
+
+    assert service.say("What do you know about me?", token=token, idempotency_key="k").body["memory"] == memory
+    assert service.send("GET", "/sessions/default", token=token).body["window"]["turns_shortened"] == 0
+    turns = service.send("GET", "/sessions/default/turns", token=token).body["turns"]
+    assert turns[1]["messages"][1]["tool_calls"][0]["arguments"]["numbers"][-1] == 19_999
+
+
+def test_a_large_turn_is_replayed_whole(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of a request gets the answer as it is stored, though the model would be shown a part of it."""
+    configure(monkeypatch, TOKEN_LIMIT="200")
+    token, message = service.say("Hello").token, "My book is " + "all of it, " * 100
+    first = service.say(message, idempotency_key="k", token=token)
+    again = service.say(message, idempotency_key="k", token=token)
+    assert (again.headers["idempotent-replayed"], again.body["answer"]) == ("true", first.body["answer"])
+    assert service.say("Thank you", token=token).line["shortened_turns"] == [2]
 
 
 def test_tool_calls_are_part_of_the_turn(service: Service) -> None:
@@ -137,16 +179,131 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "body",
-    ['{"' + "a" * 3_000_000 + '": 1}', json.dumps({f"field {i}": 1 for i in range(50_000)})],
-    ids=["long", "many"],
-)
+MANY_FIELDS = json.dumps({f"field {i}": 1 for i in range(20_000)})
+"""Nearly as much as a body may have."""
+
+
+@pytest.mark.parametrize("body", ['{"' + "a" * 300_000 + '": 1}', MANY_FIELDS], ids=["long", "many"])
 def test_a_problem_is_small_whatever_was_sent(service: Service, body: str) -> None:
     """Fields that are not known are named, as far as a response can."""
     reply = service.post(body)
     assert (reply.status, reply.body["field"]) == (400, "message")
     assert len(json.dumps(reply.body)) < 10_000
+
+
+def test_validation_stops_at_the_tenth_fault(service: Service) -> None:
+    """What 20,000 unknown fields take is what the JSON takes, not thousands of errors that nobody is told."""
+    tracemalloc.start()
+    errors = service.post(MANY_FIELDS).body["errors"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [error["field"] for error in errors] == ["message", *(f"field {i}" for i in range(9))]
+    assert peak < 15 * len(MANY_FIELDS)
+
+
+LIMIT = 12 * 32_000 + 4_096
+"""The bytes that a body may have where MAX_MESSAGE_CHARS is as it is by default."""
+
+
+def padded(size: int) -> str:
+    """A good body of so many bytes."""
+    body = '{"message": "My name is Ada"'
+    return body + " " * (size - len(body) - 1) + "}"
+
+
+@pytest.mark.parametrize("base64", [False, True], ids=["text", "base64"])
+@pytest.mark.parametrize(("size", "status"), [(LIMIT, 200), (LIMIT + 1, 413)])
+def test_a_body_has_a_limit(service: Service, size: int, status: int, base64: bool) -> None:
+    """To the byte, and counted as the client sent it: base64 is the gateway's."""
+    body = padded(size)
+    reply = service.post(b64encode(body.encode()).decode() if base64 else body, base64=base64)
+    assert reply.status == status
+    if status == 413:
+        assert (reply.body["type"], reply.body["field"]) == ("urn:rehydrate:problem:too-large", "body")
+        assert str(LIMIT) in reply.body["detail"]
+        assert "MAX_MESSAGE_CHARS" in reply.body["detail"]
+
+
+def test_the_limit_counts_bytes(service: Service) -> None:
+    """Characters of several bytes count for as many."""
+    assert service.post(json.dumps({"message": "ü" * (LIMIT // 2)}, ensure_ascii=False)).body["field"] == "body"
+
+
+def test_the_longest_message_fits_in_every_spelling(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JSON may take 12 bytes for a character, and the limit has room for a message that is written so."""
+    configure(monkeypatch, MAX_MESSAGE_TOKENS="100000")
+    message = "\U0001f600" * 31_999
+    assert len(json.dumps({"message": message})) > 380_000
+    assert service.post(json.dumps({"message": message})).status == 200
+
+
+@pytest.mark.parametrize("base64", [False, True], ids=["text", "base64"])
+def test_a_body_over_the_limit_is_not_parsed(service: Service, base64: bool) -> None:
+    """Neither decoded nor parsed: the largest body that Lambda lets in takes no memory beyond itself."""
+    body = "{" + '"a":1,' * 700_000
+    sent = b64encode(body.encode()).decode() if base64 else body
+    tracemalloc.start()
+    reply = service.post(sent, base64=base64)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reply.status == 413
+    assert peak < 1_000_000
+
+
+def test_the_limit_grows_with_the_messages(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deployment that takes longer messages takes longer bodies, without another setting."""
+    configure(monkeypatch, MAX_MESSAGE_CHARS="40000")
+    assert service.post(padded(LIMIT + 1)).status == 200
+
+
+JSON_TYPES = [
+    "application/json",
+    "Application/JSON",
+    "application/json; charset=utf-8",
+    'application/json;charset="UTF-8" ; x=1',
+    " application/json ",
+]
+OTHER_TYPES = [
+    None,
+    "",
+    "text/plain",
+    "text/plain; x=application/json",
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=application/json",
+    "application/jsonp",
+    "application/problem+json",
+    "application/json, text/plain",
+    "application/json\u2001",
+    "*/*",
+]
+
+
+@pytest.mark.parametrize("kind", JSON_TYPES)
+def test_a_body_is_json(service: Service, kind: str) -> None:
+    """`application/json` in any case, with or without parameters."""
+    assert service.post('{"message": "Hello"}', content_type=kind).status == 200
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_a_body_of_another_type_is_refused(service: Service, kind: str | None) -> None:
+    """A page of any site can send the others without asking; and what says nothing of its type may be anything."""
+    event = event_named("chat_first_request")
+    del event["headers"]["content-type"]
+    if kind is not None:
+        event["headers"]["Content-Type"] = kind
+    reply = service.invoke(event)
+    assert (reply.status, reply.body["type"]) == (415, "urn:rehydrate:problem:unsupported-media-type")
+    assert (reply.body["field"], reply.line["field"]) == ("content-type", "content-type")
+    assert "application/json" in reply.body["detail"]
+
+
+def test_a_body_that_is_not_there_has_no_type(service: Service) -> None:
+    """Where a body may be left out, so may its type."""
+    event = event_named("sessions_create") | {"body": ""}
+    event["headers"].pop("content-type", None)
+    token = service.say("Hello").token
+    event["headers"]["x-session-token"] = token
+    assert service.invoke(event).status == 201
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
@@ -186,7 +343,7 @@ def test_a_token_that_does_not_hold_is_refused(
     assert token
     bad = {"forged": token[:-2] + "xx", "empty": "", "of another secret": token}[fault]
     if fault == "of another secret":
-        configure(monkeypatch, SIGNING_SECRET="another")
+        configure(monkeypatch, SIGNING_SECRET="another" * 5)
     event = event_named("chat_first_request")
     event["headers"] |= {"x-session-token": bad} if carrier == "header" else {}
     event["cookies"] = [f"__Host-rehydrate={bad}"] if carrier == "cookie" else []
@@ -195,6 +352,34 @@ def test_a_token_that_does_not_hold_is_refused(
     assert reply.token is None
     cleared = [cookie for cookie in reply.cookies if cookie.startswith("__Host-rehydrate=; ") and "Max-Age=0" in cookie]
     assert len(reply.cookies) == len(cleared) == (1 if carrier == "cookie" else 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u2001__Host-rehydrate",
+        "__Host-rehydrate\u2001",
+        "\xa0__Host-rehydrate",
+        "__host-rehydrate",
+        "x__Host-rehydrate",
+    ],
+)
+def test_the_cookies_name_is_compared_exactly(service: Service, name: str) -> None:
+    """A cookie of nearly the same name is another one: browsers let any page of the site set it."""
+    event = event_named("chat_first_request") | {"cookies": [f"{name}=forged"]}
+    assert service.invoke(event).body["identity"] == "new"
+    rest = event_named("chat_rest_first_request")
+    rest["headers"]["Cookie"] = f"a=1; {name}=forged;\t b=2"
+    assert service.invoke(rest).body["identity"] == "new"
+
+
+def test_a_cookie_may_come_in_any_of_several_headers(service: Service) -> None:
+    """HTTP/2 may split the header; a REST API's single-value headers have only the last part."""
+    event = event_named("chat_rest_first_request")
+    (cookie,) = service.invoke(event).cookies
+    event["headers"]["Cookie"] = "theme=dark"
+    event["multiValueHeaders"]["Cookie"] = [cookie.split(";")[0], "theme=dark"]
+    assert service.invoke(event).body["identity"] == "token"
 
 
 def test_the_cookie_is_for_the_browser_alone(service: Service) -> None:
@@ -219,6 +404,13 @@ EVENTS = {
     "chat_rest_lambda_authorizer": ("lambda", 200, "lambda"),
     "chat_rest_iam": ("iam", 200, "iam"),
     "chat_rest_trusted_header": ("header", 200, "header"),
+    "chat_custom_domain": ("token", 200, "new"),
+    "chat_named_stage": ("token", 200, "new"),
+    "chat_rest_custom_domain": ("token", 200, "new"),
+    "chat_payload_1_0_jwt": ("jwt", 200, "jwt"),
+    "chat_url_without_stage": ("token", 200, "new"),
+    "chat_alb_first_request": ("token", 200, "new"),
+    "chat_alb_multi_value_headers": ("token", 200, "new"),
     "chat_base64_body": ("token", 200, "new"),
     "chat_no_body": ("token", 400, None),
     "chat_broken_json": ("token", 400, None),
@@ -436,6 +628,22 @@ def test_a_window_that_nothing_fits_is_a_warning(service: Service, monkeypatch: 
     assert "TOKEN_LIMIT" in line["hint"]
 
 
+def test_a_window_after_failures_alone_is_a_warning(service: Service) -> None:
+    """An agent that was shown nothing because nothing was answered says that."""
+    token = service.say("please fail with status 500").token
+    line = service.say("Hello", token=token).line
+    assert line["level"] == "WARNING"
+    assert "TOKEN_LIMIT" not in line["hint"]
+
+
+def test_a_memory_that_is_switched_off_is_no_warning(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sets TOKEN_LIMIT to 0 wants no earlier turn to be shown."""
+    token = service.say("Hello").token
+    configure(monkeypatch, TOKEN_LIMIT="0")
+    reply = service.say("Hello", token=token)
+    assert (reply.body["memory"]["turns_in_window"], reply.line["level"]) == (0, "INFO")
+
+
 @pytest.mark.parametrize("message", ["My code is xyzzy", "please fail with status 500 xyzzy"])
 def test_no_log_has_what_was_said(
     service: Service, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], message: str
@@ -463,8 +671,34 @@ def test_another_route_is_a_problem(service: Service) -> None:
     assert "/openapi.json" in reply.body["detail"]
 
 
-def test_an_event_that_is_none_is_answered_cleanly(service: Service) -> None:
-    """Whatever is handed to the function, no stack trace gets out."""
-    reply = service.invoke({})
-    assert reply.status == 500
-    assert "Traceback" not in json.dumps(reply.body)
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"httpMethod": "POST"},
+        {"rawPath": "/chat"},
+        {"requestContext": {}},
+        {"requestContext": {"http": {"method": "POST", "path": "/chat"}}},
+        {"headers": {"content-type": "application/json"}, "body": '{"message": "Hello"}'},
+        {"version": "2.0", "rawPath": "", "requestContext": "x", "headers": 5},
+    ],
+)
+def test_a_request_of_which_parts_are_missing_is_answered_cleanly(service: Service, event: dict[str, Any]) -> None:
+    """What asks for no path that there is gets 404, and is no fault of the service."""
+    reply = service.invoke(event)
+    assert (reply.status, reply.body["type"]) == (404, "urn:rehydrate:problem:not-found")
+    assert reply.line["outcome"] == "not-found"
+
+
+def test_a_message_of_too_many_tokens_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some characters are several tokens, and tokens are what costs. The answer names the limit and its setting."""
+    configure(monkeypatch, MAX_MESSAGE_TOKENS="100")
+    reply = service.say("\U0001f9ff" * 60)
+    assert (reply.status, reply.body["field"]) == (413, "message")
+    assert "100 are allowed (MAX_MESSAGE_TOKENS)" in reply.body["detail"]
+    assert service.say("a " * 60, token=reply.token).status == 200
+
+
+def test_a_message_never_takes_more_than_the_model_has_left(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a small model cannot take is refused before the model is asked."""
+    configure(monkeypatch, CONTEXT_WINDOW="300", TOKEN_LIMIT="100", MAX_ANSWER_TOKENS="100")
+    assert service.say("a " * 150).status == 413

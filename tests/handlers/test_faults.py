@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from handlers.model_answer import NOT_AN_OBJECT
 from tests.faults import FAULTS, ROUTE_FAULTS, ROUTES
 from tests.faulty_model import calls, fails
 from tests.rig import Fault, Rig, Route, RouteFault, rig_on, suffer, suffer_at, wrong
@@ -53,12 +54,12 @@ def test_a_long_pause_that_the_model_asks_for_is_handed_on(rig: Rig) -> None:
 
 
 def test_no_tool_runs_with_arguments_that_nobody_gave(rig: Rig) -> None:
-    """Arguments that break off reach the tool as what it refuses, and are kept as the model gave them."""
+    """Arguments that break off reach no tool. They are kept in a JSON object, which servers take in later turns."""
     rig.begin()
     rig.model.tell(calls("total", '{"numbers": [1, 2'))
     assert rig.service.say("Add up", user=rig.user).status == 200
     (turn,) = rig.service.send("GET", "/sessions/default/turns", user=rig.user).body["turns"]
     asked, result = turn["messages"][1:3]
-    assert asked["tool_calls"][0]["arguments"] == '{"numbers": [1, 2'
-    assert "arguments that are no JSON object" in result["text"]
+    assert asked["tool_calls"][0]["arguments"] == {NOT_AN_OBJECT: '{"numbers": [1, 2'}
+    assert NOT_AN_OBJECT in result["text"]
     rig.mend()

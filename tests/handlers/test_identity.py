@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 
-from handlers.identity import InvalidToken, SessionTokens, identify
+from handlers.identity import InvalidToken, SessionTokens, identify, owner_hash
 from handlers.problems import Problem
 from handlers.settings import Settings
 from memory.turns import utc_now
 
 NOW = utc_now().replace(microsecond=0)
 LIFE = timedelta(days=30)
-SETTINGS = Settings(signing_secret="secret", cookie_secure=False)
+KEY = "a-key-that-is-long-enough-to-sign-with"
+SETTINGS = Settings(signing_secret=KEY, cookie_secure=False)
 
 
-def tokens(*, days: float = 0, key: str = "secret") -> SessionTokens:
+def tokens(*, days: float = 0, key: str = KEY) -> SessionTokens:
     """The tokens of the service, so many days from now."""
     return SessionTokens(key.split(), life=LIFE, clock=lambda: NOW + timedelta(days=days))
 
@@ -87,6 +88,30 @@ def test_a_token_cannot_be_altered() -> None:
             tokens().read(altered)
 
 
+def test_a_token_is_not_renewed_for_ever() -> None:
+    """A caller who has been renewing for TOKEN_MAX_DAYS starts anew, however new the token."""
+    first = identify({"headers": {}}, SETTINGS, clock=lambda: NOW)
+    renewed = tokens(days=360).mint(first.owner.removeprefix("anonymous:"))
+    event = {"headers": {"x-session-token": renewed}}
+    assert identify(event, SETTINGS, clock=lambda: NOW + timedelta(days=364)).owner == first.owner
+    with pytest.raises(Problem) as refusal:
+        identify(event, SETTINGS, clock=lambda: NOW + timedelta(days=366))
+    assert refusal.value.status == 401
+
+
+def test_a_caller_of_an_earlier_release_keeps_the_identity() -> None:
+    """Its id has no date, so that only the token's own life counts."""
+    old = {"headers": {"x-session-token": tokens().mint("0123456789abcdef" * 2)}}
+    assert identify(old, SETTINGS, clock=lambda: NOW).owner == "anonymous:" + "0123456789abcdef" * 2
+
+
+def test_the_hash_of_an_owner_cannot_be_made_without_the_signing_secret() -> None:
+    """A log that is read by others does not tell who is who; it is the same for each request of an owner."""
+    salted = [owner_hash("anonymous:ada", Settings(signing_secret=key * 8)) for key in ("abcd", "efgh")]
+    assert len({*salted, owner_hash("anonymous:ada", Settings(identity_sources="jwt"))}) == 3
+    assert owner_hash("anonymous:ada", SETTINGS) == owner_hash("anonymous:ada", SETTINGS)
+
+
 def test_a_caller_with_an_ageing_token_gets_a_new_one() -> None:
     """Renewal keeps the owner, and hands out a token that lives on."""
     event = {"headers": {"X-Session-Token": tokens().mint("ada")}}
@@ -140,7 +165,8 @@ def test_owners_of_different_sources_are_never_the_same() -> None:
         owner("lambda", {"sub": "anonymous:a"}),
         owner("iam", {"userArn": "a"}),
         rest_owner("cognito", {"claims": {"sub": "a"}}),
-        rest_owner("lambda", {"principalId": "b"}),
+        rest_owner("lambda", {"principalId": "p", "sub": "b"}),
+        owner("iam", {"userArn": "r", "cognitoIdentity": {"identityId": "a"}}),
         header_owner({"x-user-id": "a"}),
         header_owner({"x-session-id": "a"}),
         "anonymous:a",
@@ -148,10 +174,57 @@ def test_owners_of_different_sources_are_never_the_same() -> None:
     assert len(set(owners)) == len(owners)
 
 
-def test_a_lambda_authorizer_may_name_a_principal() -> None:
-    """`sub` decides, and `principalId` where there is none."""
-    assert owner("lambda", {"principalId": "p"}) == "lambda:p"
-    assert owner("lambda", {"principalId": "p", "sub": "s"}) == "lambda:s"
+@pytest.mark.parametrize("authorizer", [{"principalId": "user"}, {"lambda": {"principalId": "user"}}])
+def test_a_principal_is_no_owner(authorizer: Any) -> None:
+    """Many authorizers return the same one for everybody, so that a missing claim is 401."""
+    with pytest.raises(Problem) as refusal:
+        rest_owner("lambda", authorizer)
+    assert refusal.value.status == 401
+
+
+def test_a_deployment_may_choose_the_principal() -> None:
+    """An authorizer whose principal is the user says so by IDENTITY_CLAIM."""
+    event = {"headers": {}, "requestContext": {"authorizer": {"principalId": "p"}}}
+    assert identify(event, Settings(identity_sources="lambda", identity_claim="principalId")).owner == "lambda:p"
+
+
+@pytest.mark.parametrize("context", [None, {}])
+def test_an_empty_authorizer_context_makes_no_new_caller(context: Any) -> None:
+    """Whom an authorizer let in without saying who it is, is nobody, and never an anonymous caller."""
+    event = {"headers": {}, "requestContext": {"authorizer": {"lambda": context}}}
+    with pytest.raises(Problem) as refusal:
+        identify(event, Settings(identity_sources="lambda,token", signing_secret=KEY))
+    assert refusal.value.status == 401
+
+
+ROLE = "arn:aws:sts::123456789012:assumed-role/Pool/CognitoIdentityCredentials"
+
+
+def http_pool_user(identity: Any) -> dict[str, Any]:
+    """A request that a user of a Cognito identity pool signed, as an HTTP API has it."""
+    return authorized("iam", {"userArn": ROLE, "cognitoIdentity": identity})
+
+
+def rest_pool_user(identity: str | None) -> dict[str, Any]:
+    """The same, as a REST API has it."""
+    signer = {"userArn": ROLE, "cognitoIdentityPoolId": "us-east-1:pool", "cognitoIdentityId": identity}
+    return {"headers": {}, "requestContext": {"identity": signer}}
+
+
+def test_the_users_of_an_identity_pool_are_owners_of_their_own() -> None:
+    """All of them sign as one role. Each has an identity, which is the same behind both kinds of API."""
+    iam = Settings(identity_sources="iam")
+    http = [identify(http_pool_user({"identityId": f"us-east-1:{name}"}), iam).owner for name in ("ada", "bob")]
+    rest = [identify(rest_pool_user(f"us-east-1:{name}"), iam).owner for name in ("ada", "bob")]
+    assert http == rest == ["iam:cognito:us-east-1%3Aada", "iam:cognito:us-east-1%3Abob"]
+
+
+@pytest.mark.parametrize("event", [http_pool_user({}), http_pool_user({"identityId": ""}), rest_pool_user(None)])
+def test_a_pool_user_without_an_identity_is_nobody(event: dict[str, Any]) -> None:
+    """The role is no owner: it would be one for all of its users."""
+    with pytest.raises(Problem) as refusal:
+        identify(event, Settings(identity_sources="iam"))
+    assert refusal.value.status == 401
 
 
 def test_the_claim_that_identifies_is_a_setting() -> None:
@@ -159,6 +232,17 @@ def test_the_claim_that_identifies_is_a_setting() -> None:
     by_mail = Settings(identity_sources="jwt", identity_claim="email")
     event = authorized("jwt", {"claims": {"sub": "1", "email": "ada@example.com"}})
     assert identify(event, by_mail).owner == "jwt:ada%40example.com"
+
+
+def test_a_jwt_is_one_in_both_payload_formats() -> None:
+    """An HTTP API says who asks in payload format 1.0 too; the claims of a REST API are of no JWT authorizer."""
+    claims = {"iss": "https://login.example.com/", "sub": "a"}
+    event = {"headers": {}, "requestContext": {"authorizer": {"claims": claims, "scopes": None}}}
+    by_jwt = Settings(identity_sources="jwt")
+    assert identify(event | {"version": "1.0"}, by_jwt).owner == owner("jwt", {"claims": claims})
+    with pytest.raises(Problem) as refusal:
+        identify(event, by_jwt)
+    assert refusal.value.status == 401
 
 
 def test_the_user_comes_before_the_session_where_headers_are_trusted() -> None:
@@ -210,7 +294,7 @@ def test_claims_without_an_owner_make_no_new_caller() -> None:
     """A request with an authorizer's context is never answered as an anonymous one."""
     with pytest.raises(Problem) as refusal:
         identify(
-            authorized("jwt", {"claims": {"scope": "x"}}), Settings(identity_sources="jwt,token", signing_secret="s")
+            authorized("jwt", {"claims": {"scope": "x"}}), Settings(identity_sources="jwt,token", signing_secret=KEY)
         )
     assert refusal.value.status == 401
 

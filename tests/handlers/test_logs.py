@@ -33,7 +33,9 @@ SWITCHES = {
     "debugging": {"POWERTOOLS_DEBUG": "true"},
     "asyncio": {"PYTHONASYNCIODEBUG": "1"},
 }
-BROKEN = json.dumps({"error": {"message": f"{CANARY} is no word", "type": "error", "param": None, "code": None}})
+BROKEN = json.dumps(
+    {"error": {"message": f"{CANARY} is no word", "type": "error", "param": CANARY, "code": f"the {CANARY}"}}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

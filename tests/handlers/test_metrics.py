@@ -1,16 +1,22 @@
 """What CloudWatch finds to count in the log lines of the functions."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from handlers.conversation import EMPTY_BECAUSE
 from handlers.metrics import COUNTERS, MEASURES, NAMESPACE
+from handlers.report import NOT_PROVOKED, PROVOKED
 from memory.turns import Session
 from tests.conftest import asking, claimed
 from tests.handlers.conftest import Reply, Service, configure
+
+ROOT = Path(__file__).parents[2]
 
 
 def counted(line: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -43,6 +49,10 @@ def failed(service: Service, monkeypatch: pytest.MonkeyPatch) -> Reply:
     return service.say("please fail with status 500")
 
 
+def unanswered(service: Service, monkeypatch: pytest.MonkeyPatch) -> Reply:
+    return service.say("please say nothing")
+
+
 def refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> Reply:
     return service.say("")
 
@@ -66,6 +76,7 @@ TURNS = [
     (answered, "turns_answered", STEPS | WINDOW | TABLE),
     (replayed, "turns_replayed", {"load_ms"} | WINDOW | TABLE),
     (failed, "turns_failed", STEPS | WINDOW | TABLE),
+    (unanswered, "turns_unanswered", STEPS | WINDOW | TABLE),
     (refused, "turns_refused", set()),
     (in_conflict, "lease_conflicts", {"load_ms"} | TABLE),
     (unavailable, "service_faults", {"load_ms"} | TABLE),
@@ -89,6 +100,40 @@ def test_every_metric_is_emitted_by_some_turn() -> None:
     """No metric is promised to dashboards and alarms that no request has."""
     assert {counter for _, counter, _ in TURNS} == set(COUNTERS)
     assert set.union(*(measured for _, _, measured in TURNS)) == set(MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("message", "counter"),
+    [
+        ("please fail with status 400", "turns_unanswered"),
+        ("please fail with status 413", "turns_unanswered"),
+        ("please fail with status 422", "turns_unanswered"),
+        ("please fail with status 429", "turns_unanswered"),
+        ("please fail with status 401", "turns_failed"),
+        ("please fail with status 404", "turns_failed"),
+        ("please fail with status 503", "turns_failed"),
+    ],
+)
+def test_what_callers_can_bring_about_is_no_failure_of_the_service(
+    service: Service, monkeypatch: pytest.MonkeyPatch, message: str, counter: str
+) -> None:
+    """A prompt that the model refuses and a model that is asked too often count apart; a wrong key does not."""
+    configure(monkeypatch, MODEL_RETRIES="0")
+    line = service.say(message).line
+    assert line.keys() & set(COUNTERS) == {counter}
+
+
+def test_every_code_of_a_failed_turn_is_sorted() -> None:
+    """A new code says whether callers can bring it about, and so whether it may take a release back."""
+    modules = ("run.py", "conversation.py", "model_errors.py")
+    sources = "".join((ROOT / "handlers" / name).read_text() for name in modules)
+    codes = {
+        *re.findall(r'(?:AgentFailed\(|ModelRefusal\(code=)"(\w+)"', sources),
+        *EMPTY_BECAUSE.values(),
+        "empty_answer",
+    }
+    assert codes == PROVOKED | NOT_PROVOKED
+    assert not PROVOKED & NOT_PROVOKED
 
 
 def test_of_other_requests_the_faults_count(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

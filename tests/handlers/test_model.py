@@ -2,7 +2,8 @@
 
 import pytest
 
-from handlers.model import LONGEST_PAUSE_SECONDS, asked_pause
+from handlers.model import LONGEST_PAUSE_SECONDS
+from handlers.model_errors import asked_pause
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from handlers.problems import Kind
 from handlers.settings import Settings
 from memory.codec import partition, turn_key
 from memory.turns import Session, utc_now
-from tests.conftest import EVENT_FILES, TABLE, damage, event_named, keys_of, say, store_at
+from tests.conftest import EVENT_FILES, TABLE, damage, event_named, keys_of, noise, say, store_at
 from tests.handlers.conftest import Reply, Service, configure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -289,7 +289,17 @@ class TestReading:
         configure(monkeypatch, IDENTITY_SOURCES="jwt", TOKEN_LIMIT="25")
         found = ada.get("/sessions/talk")
         assert (found["id"], found["title"], found["turns"]) == ("talk", "one", 3)
-        assert found["window"] == {"turns": 2, "tokens": 20, "token_limit": 25}
+        assert found["window"] == {"turns": 2, "turns_shortened": 0, "tokens": 20, "token_limit": 25}
+
+    def test_a_session_says_that_its_newest_turn_would_be_shown_in_part(
+        self, ada: Person, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A turn that exceeds the limit does not make the window blank."""
+        ada.talk("one", noise(5000), tokens=4000)
+        configure(monkeypatch, IDENTITY_SOURCES="jwt", TOKEN_LIMIT="1000")
+        window = ada.get("/sessions/talk")["window"]
+        assert (window["turns"], window["turns_shortened"]) == (1, 1)
+        assert 800 < window["tokens"] <= window["token_limit"] == 1000
 
     def test_turns_show_what_was_said_and_which_tools_were_called(self, ada: Person) -> None:
         """Messages with roles, tool calls with arguments, results with the call that they belong to."""
@@ -695,7 +705,11 @@ EVENTS = {
     "sessions_list": ("jwt", 200),
     "sessions_url_list": ("iam", 200),
     "sessions_rest_turns": ("cognito", 200),
+    "sessions_custom_domain_turns": ("jwt", 200),
+    "sessions_rest_custom_domain_turns": ("cognito", 200),
+    "sessions_rest_proxy_turns": ("cognito", 200),
 }
+WITH_TOKEN = ["sessions_alb_list"]
 
 
 @pytest.mark.parametrize("name", EVENTS)
@@ -703,14 +717,25 @@ def test_the_events_of_the_examples_are_answered(service: Service, monkeypatch: 
     """HTTP APIs, REST APIs and function URLs get through to the routes, by the identity that each of them proves."""
     source, status = EVENTS[name]
     configure(monkeypatch, IDENTITY_SOURCES=source)
-    service.invoke(event_named("chat_rest_cognito"))  # so that the default session of the one user is there
+    # So that the default session of each of the two users is there.
+    service.invoke(event_named("chat_rest_cognito"))
+    service.invoke(event_named("chat_jwt") | {"body": '{"message": "Hello"}', "isBase64Encoded": False})
     reply = service.invoke(event_named(name))
     assert (reply.status, reply.line["identity"]) == (status, source)
 
 
+@pytest.mark.parametrize("name", WITH_TOKEN)
+def test_the_events_with_a_token_are_answered(service: Service, name: str) -> None:
+    """The examples that carry a token show the sessions of its owner."""
+    token = service.say("Hello").token
+    assert token
+    reply = service.invoke(json.loads(json.dumps(event_named(name)).replace("TOKEN", token)))
+    assert (reply.status, [one["id"] for one in reply.body["sessions"]]) == (200, ["default"])
+
+
 def test_every_example_event_is_tried() -> None:
     """No event of the sessions function lies in `events/` that these tests do not know."""
-    assert {file.stem for file in EVENT_FILES if file.stem.startswith("sessions")} == {*EVENTS}
+    assert {file.stem for file in EVENT_FILES if file.stem.startswith("sessions")} == {*EVENTS, *WITH_TOKEN}
 
 
 class TestCors:
@@ -737,3 +762,21 @@ class TestCors:
         assert reply.status == 204
         assert "PATCH" in reply.headers["access-control-allow-methods"]
         assert {"idempotency-key", "x-session-token"} <= set(reply.headers["access-control-allow-headers"].split(","))
+
+
+def test_deleting_everything_ends_an_anonymous_identity(service: Service) -> None:
+    """Whoever else has the old token, on a lost device for example, reaches nothing that is said from then on."""
+    old = service.say("My name is Ada").token
+    deleted = service.send("DELETE", "/sessions", token=old)
+    assert (deleted.status, bool(deleted.cookies)) == (204, True)
+    assert deleted.token
+    service.say("My dog is Rex", token=deleted.token)
+    assert service.send("GET", "/sessions", token=old).body["sessions"] == []
+    assert len(service.send("GET", "/sessions", token=deleted.token).body["sessions"]) == 1
+
+
+def test_deleting_everything_leaves_the_identity_that_somebody_else_gave(service: Service, monkeypatch: Any) -> None:
+    """A caller whom an authorizer lets in gets no token."""
+    configure(monkeypatch, IDENTITY_SOURCES="jwt")
+    service.say("My name is Ada", user="ada")
+    assert service.send("DELETE", "/sessions", user="ada").token is None

@@ -1,7 +1,10 @@
 """Settings, and the secrets that they name."""
 
+import json
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
 
 import boto3
 import pytest
@@ -9,6 +12,8 @@ from moto import mock_aws
 
 from handlers import snapshot
 from handlers.settings import Settings, SettingsError
+
+KEY = "a-key-that-is-long-enough-to-sign-with"
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +48,17 @@ def test_an_empty_variable_counts_as_absent() -> None:
         ("IDENTITY_SOURCES", "token,jwt"),
         ("TOKEN_DAYS", "0"),
         ("COOKIE_SECURE", "perhaps"),
+        ("CORS_HEADERS", "trace parent"),
+        ("CORS_HEADERS", "x-a: b"),
+        ("CORS_HEADERS", "*"),
+        ("BASE_PATH", "api"),
+        ("BASE_PATH", "/api/"),
+        ("BASE_PATH", "/"),
+        ("BASE_PATH", "//api"),
+        ("BASE_PATH", "/a%20b"),
+        ("BASE_PATH", "https://www.example.com/api"),
+        ("BASE_PATH", "/sessions"),
+        ("BASE_PATH", "/sessions/api"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(name: str, value: str) -> None:
@@ -67,8 +83,34 @@ def test_the_instance_is_the_log_stream_of_the_function() -> None:
 def test_secrets_come_from_secrets_manager() -> None:
     """Where the environment names a secret, its value is read there."""
     with mock_aws():
-        arn = boto3.client("secretsmanager").create_secret(Name="signing", SecretString="s3cret")["ARN"]
-        assert Settings(signing_secret_arn=arn).signing_keys() == ["s3cret"]
+        arn = boto3.client("secretsmanager").create_secret(Name="signing", SecretString=KEY)["ARN"]
+        assert Settings(signing_secret_arn=arn).signing_keys() == [KEY]
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["changeme", KEY[:31], f"{KEY} short", json.dumps({"signing": KEY}), json.dumps([KEY]), json.dumps(KEY)],
+)
+def test_a_weak_signing_secret_is_refused(secret: str) -> None:
+    """One that could be guessed, and the pieces of a JSON secret, sign nothing. The error names the fix."""
+    with pytest.raises(SettingsError, match=r"SIGNING_SECRET.*openssl rand"):
+        Settings(signing_secret=secret).signing_keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "days"),
+    [
+        ({}, 30),
+        ({"token_days": 7}, 7),
+        ({"retention_days": 90}, 90),
+        ({"retention_days": 0}, None),
+        ({"identity_sources": "jwt"}, None),
+        ({"identity_sources": "jwt,token"}, None),
+    ],
+)
+def test_anonymous_conversations_go_with_the_token_that_reaches_them(given: dict[str, Any], days: int | None) -> None:
+    """By default; a setting decides otherwise, and conversations of people who can come back are kept."""
+    assert Settings(**given).retention == (timedelta(days=days) if days else None)
 
 
 def test_a_secret_that_is_nowhere_is_named() -> None:

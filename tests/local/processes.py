@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ class RunningGateway:
 
 
 @contextlib.contextmanager
-def running_gateway(*, workers: int = 1, **settings: Any) -> Iterator[RunningGateway]:
+def running_gateway(
+    *, workers: int = 1, base_path: str = "", origins: Iterable[str] = (), **settings: Any
+) -> Iterator[RunningGateway]:
     """A gateway over workers of the stub handler and one for chat, on a real port, in a thread of its own."""
     settings = {"env": stub_env(), "handler": STUB, **settings}
     pool = WorkerPool(name="sessions", size=workers, **settings)
@@ -64,7 +66,7 @@ def running_gateway(*, workers: int = 1, **settings: Any) -> Iterator[RunningGat
     def on_loop(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
-    gateway = Gateway({SESSIONS: pool, CHAT: chat})
+    gateway = Gateway({SESSIONS: pool, CHAT: chat}, base_path=base_path, origins=origins)
     server = uvicorn.Server(uvicorn.Config(gateway, port=0, log_level="warning", lifespan="off", ws="none"))
     on_loop(pool.start())
     on_loop(chat.start())

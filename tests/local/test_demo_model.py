@@ -192,6 +192,38 @@ def test_the_requests_are_on_record(endpoint: str) -> None:
     assert httpx.get(f"{endpoint}/requests").json() == []
 
 
+def test_no_request_is_on_record_unless_that_is_asked_for() -> None:
+    """As `make run` starts it, it keeps nothing of what was said, and so shows nothing."""
+    with demo_model.start(recording=False) as server:
+        assert ask(server.endpoint, "My name is Ada").status_code == 200
+        assert httpx.get(f"{server.endpoint}/requests").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:8000"},
+        {"host": ""},
+        {"origin": "https://evil.example"},
+        {"origin": "http://localhost:8000"},
+        {"origin": "null"},
+    ],
+)
+def test_web_pages_get_nothing(endpoint: str, headers: dict[str, str]) -> None:
+    """Neither by a name of theirs that leads here, nor from any origin."""
+    for method, path in (("GET", "/requests"), ("GET", "/v1/models"), ("POST", "/v1/chat/completions")):
+        response = httpx.request(method, f"{endpoint}{path}", headers=headers)
+        assert response.status_code == 403
+        assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "172.17.0.1:40123", "host.docker.internal:8000", "[::1]:8000"])
+def test_containers_reach_it(endpoint: str, host: str) -> None:
+    """By the address of Docker's bridge, and by the name that Docker Desktop gives this machine."""
+    assert httpx.get(f"{endpoint}/v1/models", headers={"host": host}).status_code == 200
+
+
 def test_what_is_no_request_is_a_400(endpoint: str) -> None:
     """A broken request gets OpenAI's error shape."""
     response = httpx.post(f"{endpoint}/v1/chat/completions", content=b"{")

@@ -1,11 +1,13 @@
 """An embedded engine answers, keeps its data, and never outlives the process that started it."""
 
 import contextlib
+import ipaddress
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -28,12 +30,12 @@ def start(request: pytest.FixtureRequest) -> Callable[..., engine.Engine]:
 
 
 @contextlib.contextmanager
-def client(endpoint: str) -> Iterator[Any]:
+def client(endpoint: str, access_key: str = "local") -> Iterator[Any]:
     made = boto3.client(
         "dynamodb",
         endpoint_url=endpoint,
         region_name="us-east-1",
-        aws_access_key_id="local",
+        aws_access_key_id=access_key,
         aws_secret_access_key="local",
     )
     with contextlib.closing(made):
@@ -61,6 +63,37 @@ def test_data_outlive_the_engine(start: Callable[..., engine.Engine], tmp_path: 
     assert not is_answering(running.endpoint)
     with start(tmp_path / "data") as running, client(running.endpoint) as table:
         assert table.get_item(TableName="kept", Key={"pk": {"S": "a"}})["Item"] == {"pk": {"S": "a"}}
+
+
+def test_dynoxide_has_an_address_that_no_page_can_guess(tmp_path: Path) -> None:
+    """It lets every web page in that finds it: it is at another address of loopback each time, and at no usual one."""
+    require(engine.missing_dynoxide())
+    with engine.start_dynoxide(tmp_path / "a") as one, engine.start_dynoxide(tmp_path / "b") as other:
+        addresses = [ipaddress.ip_address(str(urlsplit(each.endpoint).hostname)) for each in (one, other)]
+        assert all(address.is_loopback for address in addresses)
+        assert addresses[0] != addresses[1]
+        for each in (one, other):
+            assert not is_answering(f"http://{guard.LOOPBACK}:{urlsplit(each.endpoint).port}")
+
+
+@pytest.mark.once
+def test_dynamodb_local_shows_its_data_to_one_access_key(tmp_path: Path) -> None:
+    """It listens on every interface; to whoever lacks the key it has no table. What was kept before stays."""
+    require(engine.missing_dynamodb_local())
+    schema: Any = {
+        "KeySchema": [{"AttributeName": "pk", "KeyType": "HASH"}],
+        "AttributeDefinitions": [{"AttributeName": "pk", "AttributeType": "S"}],
+        "BillingMode": "PAY_PER_REQUEST",
+    }
+    with engine.start_dynamodb_local(tmp_path) as running, client(running.endpoint) as table:
+        table.create_table(TableName="kept", **schema)
+    for _ in range(2):
+        with engine.start_dynamodb_local(tmp_path, access_key="Secret1") as running:
+            with client(running.endpoint, access_key="Secret1") as table:
+                assert table.list_tables()["TableNames"] == ["kept"]
+            for stranger in ("local", "secret1", "Secret"):
+                with client(running.endpoint, access_key=stranger) as table:
+                    assert table.list_tables()["TableNames"] == []
 
 
 def test_an_engine_dies_with_a_killed_parent(start: Callable[..., engine.Engine], tmp_path: Path) -> None:

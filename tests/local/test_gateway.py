@@ -111,6 +111,54 @@ def test_a_request_goes_to_the_function_that_it_is_for(
     assert int(response.headers["x-local-worker"]) in pool.pids
 
 
+def test_a_prefix_of_the_functions_is_the_gateways_too() -> None:
+    """Behind BASE_PATH, too, a turn goes to the chat function; its event keeps the path that the client asked for."""
+    with running_gateway(workers=1, base_path="/api") as running:
+        turn = CLIENT.post(f"{running.url}/api/chat", params={"do": "/echo"})
+        assert int(turn.headers["x-local-worker"]) in running.chat.pids
+        assert turn.json()["rawPath"] == "/api/chat"
+        other = CLIENT.post(f"{running.url}/api/sessions", params={"do": "/echo"})
+        assert int(other.headers["x-local-worker"]) in running.pool.pids
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:3000", "127.0.0.1.evil.example", "a@127.0.0.1", ""])
+def test_a_page_that_reaches_loopback_by_its_own_name_is_refused(gateway: RunningGateway, host: str) -> None:
+    """A name that its owner made lead to this machine (DNS rebinding) gets 403, and no worker has the request."""
+    response = CLIENT.get(f"{gateway.url}/echo", headers={"host": host})
+    assert (response.status_code, response.headers["content-type"]) == (403, "application/problem+json")
+    assert "x-local-worker" not in response.headers
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:3000", "localhost", "LOCALHOST:5173", "[::1]:3000"])
+def test_the_names_of_loopback_are_answered(gateway: RunningGateway, host: str) -> None:
+    """With whatever port: it may be forwarded."""
+    assert CLIENT.get(f"{gateway.url}/echo", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:5173", "http://127.0.0.1", "null"])
+def test_a_foreign_page_is_refused(gateway: RunningGateway, origin: str) -> None:
+    """Also one of another port of this machine, and a request that browsers send without asking first."""
+    for method, headers in (("POST", {"content-type": "text/plain"}), ("OPTIONS", {})):
+        response = CLIENT.request(method, f"{gateway.url}/chat", headers={"origin": origin, **headers})
+        assert response.status_code == 403
+        assert "x-local-worker" not in response.headers
+        assert not any(name.startswith("access-control-") for name in response.headers)
+
+
+def test_its_own_pages_may_call_it(gateway: RunningGateway) -> None:
+    """A page that it served itself has its origin."""
+    assert CLIENT.post(f"{gateway.url}/chat", headers={"origin": gateway.url}).status_code == 200
+
+
+def test_pages_that_the_user_named_may_call_it() -> None:
+    """Those of CORS_ORIGINS; the answer, and what it says to the browser, is the handler's."""
+    with running_gateway(origins=["http://localhost:5173"]) as running:
+        assert CLIENT.post(f"{running.url}/chat", headers={"origin": "http://localhost:5173"}).status_code == 200
+        assert CLIENT.post(f"{running.url}/chat", headers={"origin": "http://localhost:5174"}).status_code == 403
+    with running_gateway(origins=["*"]) as running:
+        assert CLIENT.post(f"{running.url}/chat", headers={"origin": "https://any.example"}).status_code == 200
+
+
 def test_a_killed_worker_of_sessions_does_not_disturb_chat(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
     """A turn that is being answered is answered by the worker that began it, while the other function's are killed."""
     with running_gateway(workers=1) as running:
@@ -240,7 +288,7 @@ def test_a_client_that_hangs_up_does_not_cancel(gateway: RunningGateway, tmp_pat
     """The handler finishes what it began, whether or not anybody waits for it."""
     url = httpx.URL(gateway.url)
     with socket.create_connection((url.host, url.port)) as client:
-        client.sendall(f"GET /hold?folder={tmp_path}&name=one HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        client.sendall(f"GET /hold?folder={tmp_path}&name=one HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
         worker = held_by(tmp_path)
     # An answer after the hang-up shows that the gateway has had time to notice it.
     assert CLIENT.get(f"{gateway.url}/echo").status_code == 200

@@ -151,6 +151,23 @@ def test_an_engine_that_dies_ends_the_run_with_the_reason(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("_an_engine")
+def test_no_web_page_reaches_what_runs(tmp_path: Path) -> None:
+    """Gateway, engine and model refuse what a page sends that is open in a browser, and let no page read an answer."""
+    page = {"origin": "https://evil.example", "content-type": "text/plain"}
+    named = "http://localhost:5173"
+    with started(tmp_path / "local", CORS_ORIGINS=named) as run:
+        (engine_address, model), _ = run.others()
+        engine_port = httpx.URL(engine_address).copy_with(path="/")
+        for url in (run.url(), f"{model}/v1/chat/completions", engine_port):
+            for headers in (page, page | {"host": "evil.example"}):
+                response = httpx.post(url, headers=headers, content="{}")
+                assert response.status_code == 403
+                assert not any(name.startswith("access-control-") for name in response.headers)
+        assert httpx.get(f"{model}/requests").status_code == 404
+        assert httpx.post(run.url(), headers=page | {"origin": named}).status_code == 200
+
+
+@pytest.mark.usefixtures("_an_engine")
 def test_a_table_of_an_earlier_version_gets_its_stream(tmp_path: Path) -> None:
     """Its data stay, and what is deleted from now on reaches the sweeper."""
     key = {"pk": {"S": "old"}, "sk": {"S": "state"}}
@@ -227,6 +244,14 @@ def test_the_secret_is_made_once_and_private(tmp_path: Path) -> None:
     assert len(secret) >= 64
     assert stat.S_IMODE((tmp_path / "signing-secret").stat().st_mode) == 0o600
     assert backends.signing_secret(tmp_path) == secret
+
+
+def test_the_engines_key_is_made_once_and_private(tmp_path: Path) -> None:
+    """DynamoDB Local takes letters and digits alone, and keeps the data under them."""
+    key = backends.engine_key(tmp_path)
+    assert re.fullmatch(r"[A-Za-z0-9]{32,}", key)
+    assert stat.S_IMODE((tmp_path / "engine-key").stat().st_mode) == 0o600
+    assert backends.engine_key(tmp_path) == key
 
 
 def test_what_the_user_set_wins() -> None:

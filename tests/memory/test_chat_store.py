@@ -1,17 +1,33 @@
 """LlamaIndex's chat stores over the log: the durable drop-in, and the store of one turn."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ThinkingBlock, ToolCallBlock
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    CitableBlock,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+)
 from llama_index.core.memory import Memory
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from memory.chat_store import DynamoDBChatStore, TurnChatStore, count_tokens, turn_memory
+from memory.chat_store import (
+    DynamoDBChatStore,
+    TurnChatStore,
+    clean_message,
+    clean_text,
+    count_tokens,
+    turn_memory,
+)
 from memory.turns import DamagedTurn
 from tests.conftest import Store, answer_again, damage, fail, say
 
@@ -212,10 +228,75 @@ async def test_every_kind_of_message_comes_back_as_it_was(chat_store: DynamoDBCh
     assert [one.model_dump(mode="json") for one in found] == [one.model_dump(mode="json") for one in kinds]
 
 
-async def test_a_lone_surrogate_does_not_make_a_session_unreadable(chat_store: DynamoDBChatStore) -> None:
-    """What no encoding takes is replaced when it is stored, so that the next request to the model can be sent."""
-    await chat_store.add_message("k", message("a\ud800b"))
-    assert texts(await chat_store.get_messages("k")) == "a?b"
+HALF = "a\ud83db"
+"""Half an emoji, as a stream leaves it that was cut in the middle of a character."""
+DIRTY = {
+    "text": lambda: message(HALF),
+    "tool arguments": lambda: calling({"where": [{"name": HALF}, (HALF, 1.5)]}),
+    "names of tool arguments": lambda: calling({HALF: 1}),
+    "tool arguments as text": lambda: calling(HALF),
+    "thinking": lambda: ChatMessage(role="assistant", blocks=[ThinkingBlock(content=HALF)]),
+    "citable": lambda: ChatMessage(blocks=[CitableBlock(title=HALF, source="s", content=[TextBlock(text=HALF)])]),
+    "document": lambda: ChatMessage(blocks=[DocumentBlock(data=b"x", title=HALF)]),
+    "additional arguments": lambda: ChatMessage(content="x", additional_kwargs={HALF: [{"deep": HALF}]}),
+}
+"""Messages with half a character in every kind of place."""
+
+
+def calling(arguments: Any) -> ChatMessage:
+    call = ToolCallBlock(tool_call_id="1", tool_name="total", tool_kwargs=arguments)
+    return ChatMessage(role="assistant", blocks=[call])
+
+
+@pytest.mark.parametrize("kind", DIRTY)
+async def test_half_a_character_is_stored_and_counted_as_it_is_sent_to_the_model(moto_store: Store, kind: str) -> None:
+    """Wherever it stands, it is replaced once, when the message comes in, so that whatever follows can be encoded."""
+    chat_store = DynamoDBChatStore(log=moto_store.log(), sessions=moto_store.sessions(), owner=moto_store.owner)
+    of_a_turn = await turn_store(moto_store)
+    for store in (chat_store, of_a_turn):
+        await store.add_message("k", DIRTY[kind]())
+    (found,), collected = await chat_store.get_messages("k"), of_a_turn.collected()
+    dumped = json.dumps(found.model_dump(mode="json"), ensure_ascii=False)
+    assert "a\ufffdb" in dumped
+    assert collected == [found]
+    (turn,) = (await moto_store.log().load(moto_store.session("k"), token_limit=None)).turns
+    assert turn.tokens == count_tokens([found])
+
+
+async def test_what_an_agent_reads_in_its_turn_is_clean(moto_store: Store) -> None:
+    """The model and the tools of a running turn are shown the text that is stored."""
+    store = await turn_store(moto_store)
+    await store.set_messages("any", [message(HALF)])
+    assert texts(await store.get_messages("any")) == "a\ufffdb"
+
+
+@pytest.mark.parametrize(
+    ("dirty", "clean"),
+    [
+        ("", ""),
+        ("plain", "plain"),
+        ("é\u0000\U0001f600", "é\u0000\U0001f600"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("a\ud83d", "a\ufffd"),
+        ("\ude00\ud83d", "\ufffd\ufffd"),
+    ],
+)
+def test_a_clean_text_can_be_encoded(dirty: str, clean: str) -> None:
+    """Both halves of a character become that character, a lone half the replacement character; other text stays."""
+    assert clean_text(dirty) == clean
+
+
+def test_cleaning_a_message_changes_nothing_else() -> None:
+    """A message without half a character comes back equal, and the one that was handed in is left as it was."""
+    dirty = calling({"where": HALF, "numbers": [1.5, 2], "none": None})
+    cleaned = clean_message(dirty)
+    assert dirty.blocks[0].tool_kwargs["where"] == HALF
+    assert cleaned == calling({"where": "a\ufffdb", "numbers": [1.5, 2], "none": None})
+    assert clean_message(cleaned) == cleaned
+    nested = ChatMessage(additional_kwargs={"block": TextBlock(text=HALF)})
+    assert clean_message(nested).additional_kwargs == {"block": TextBlock(text="a\ufffdb")}
+    image = ChatMessage(role="tool", blocks=[ImageBlock(image=b"aGk=", detail="low")], additional_kwargs={"raw": b"hi"})
+    assert clean_message(image) == image
 
 
 async def test_what_is_done_to_a_returned_message_never_changes_the_store(chat_store: DynamoDBChatStore) -> None:

@@ -1,5 +1,6 @@
 """Turns as items, and back."""
 
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_an_item_that_cannot_be_read_is_damaged(damage: dict[str, Any]) -> None:
     item, _ = codec.encode_turn(SESSION, turn())
     with pytest.raises(DamagedTurn):
         codec.decode_turn(item | damage)
+
+
+def test_a_small_item_cannot_unpack_to_a_huge_one() -> None:
+    """Whoever can write to the table cannot use up the memory of a function with an item of a few kilobytes."""
+    item, _ = codec.encode_turn(SESSION, turn())
+    bomb = zlib.compress(b" " * (codec.LARGEST_TURN + 1))
+    with pytest.raises(DamagedTurn):
+        codec.decode_turn(item | {"encoding": "zlib", "payload": bomb})
 
 
 def test_keys_sort_as_numbers_do() -> None:

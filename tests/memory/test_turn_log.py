@@ -1,8 +1,10 @@
 """The contract of a TurnLog: what `memory.turns` promises, on every engine that is fit to show it."""
 
 import asyncio
+import re
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,16 +13,19 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from memory import codec, dynamodb, items, table
-from memory.dynamodb import LEASE
+from memory.dynamodb import LEASE, DynamoDBTurnLog
+from memory.shortening import LEAST_TOKENS, most_tokens
 from memory.turns import (
     ClaimRefused,
     DamagedTurn,
     LeaseLost,
+    Message,
     NotTheNewestTurn,
     RequestIdReused,
     Session,
     SessionNotFound,
     TableUnavailable,
+    Turn,
     TurnInProgress,
     TurnNotFound,
     TurnStatus,
@@ -72,18 +77,19 @@ async def test_turns_are_numbered_in_the_order_in_which_they_were_stored(store: 
 
 
 async def test_a_window_holds_the_newest_whole_turns_that_fit(store: Store) -> None:
-    """Turns are taken from the newest backwards until the next one does not fit; none is cut, none is skipped."""
+    """Turns are taken from the newest backwards until the next one does not fit; none of these is cut or skipped."""
     for text, tokens in [("a", 10), ("b", 10), ("c", 100), ("d", 10), ("e", 30)]:
         await say(store.log(), store.session(), text, tokens=tokens)
-    windows = {limit: await store.log().load(store.session(), token_limit=limit) for limit in (0, 29, 40, 139, 140)}
+    windows = {limit: await store.log().load(store.session(), token_limit=limit) for limit in (0, 30, 40, 139, 140)}
     assert {limit: "".join(said(window)) for limit, window in windows.items()} == {
         0: "",
-        29: "",
+        30: "e",
         40: "de",
         139: "de",
         140: "cde",
     }
     assert windows[140].tokens == 140
+    assert not any(window.shortened for window in windows.values())
 
 
 async def test_a_window_of_many_short_turns_is_read_whole(store: Store) -> None:
@@ -717,6 +723,153 @@ async def test_a_turn_among_short_ones_costs_one_call_more(real_store: Store) ->
     assert log.usage.calls == 4
 
 
+# A turn that is larger than the window
+
+
+LARGE = noise(30_000)
+
+
+async def say_much(log: DynamoDBTurnLog, session: Session, text: str = "tell me all", **options: Any) -> Turn:
+    """A turn of 20,000 tokens."""
+    return await say(log, session, text, answer=options.pop("answer", LARGE), tokens=20_000, **options)
+
+
+async def test_a_turn_that_does_not_fit_is_shown_in_part(store: Store) -> None:
+    """The newest turn never leaves a window blank: its question is whole, and its answer lacks the middle."""
+    await say(store.log(), store.session(), "before", tokens=500)
+    await say_much(store.log(), store.session())
+    window = await store.log().load(store.session(), token_limit=2000)
+    assert (said(window), window.shortened) == (["tell me all"], (2,))
+    answer = window.turns[0].answer
+    assert (answer[:500], answer[-500:]) == (LARGE[:500], LARGE[-500:])
+    assert re.search(r" \[\.\.\. 2\d,\d{3} characters left out \.\.\.\] ", answer)
+    assert most_tokens(window.turns[0].messages) == window.tokens <= 2000
+
+
+async def test_a_shortened_turn_fits_by_the_counter_of_the_log(store: Store) -> None:
+    """A log that is given a tokenizer shows as much of the turn as fits by that."""
+    await say_much(store.log(), store.session())
+
+    def count(messages: Sequence[Message]) -> int:
+        return sum(len(block["text"]) for message in messages for block in message["blocks"]) // 4
+
+    window = await store.log(count_tokens=count).load(store.session(), token_limit=2000)
+    assert count(window.turns[0].messages) == window.tokens
+    assert 1700 < window.tokens <= 2000
+
+
+@pytest.mark.parametrize("older", [5, 5000])
+async def test_older_turns_are_shown_beside_a_shortened_one_if_they_fit(store: Store, older: int) -> None:
+    """What a shortened turn leaves of the limit goes to the turns before it, as ever."""
+    await say(store.log(), store.session(), "first", tokens=5)
+    await say(store.log(), store.session(), "second", tokens=older)
+    picture = {"block_type": "image", "url": "https://example.com/" + LARGE}
+    messages = exchange("what is this", "a cat")
+    messages[0]["blocks"].append(picture)
+    claim = await claimed(store, store.session(), asking("what is this"))
+    await store.log().commit(claim, claim.completed(messages, tokens=5000, at=utc_now(), instance="test"))
+    window = await store.log().load(store.session(), token_limit=1000)
+    assert [turn.number for turn in window.turns] == ([1, 2, 3] if older == 5 else [3])
+    assert window.shortened == (3,)
+    assert window.turns[-1].messages[0]["blocks"][0]["text"] == "what is this\n[... image left out ...]"
+
+
+async def test_a_shortened_turn_is_stored_whole(store: Store) -> None:
+    """The history has all of it, and so has the answer to a copy of its request."""
+    turn = await say_much(store.log(), store.session(), key="k")
+    assert (await store.log().load(store.session(), token_limit=None)).turns == (turn,)
+    for limit in (0, 1000):
+        request = asking("tell me all", "k")
+        assert (await store.log().load(store.session(), token_limit=limit, request=request)).answered == turn
+
+
+async def test_a_turn_says_that_it_saw_a_shortened_one(store: Store) -> None:
+    """What the model was shown is stored with the turn, so that a copy of its request is told the same."""
+    await say_much(store.log(), store.session())
+    turn = await say(store.log(), store.session(), "next", limit=1000)
+    assert (turn.window.turns, turn.window.shortened) == (1, 1)
+    assert (await store.log().load(store.session(), token_limit=1000)).turns == (turn,)
+    assert "window_shortened" not in items_of(store)[codec.turn_key(1, 1)], "no other turn pays for it"
+
+
+async def test_no_window_without_memory_is_filled(store: Store) -> None:
+    """A limit of 0 switches the memory off; that of 1 has no room for any part of a turn, nor for older turns."""
+    await say(store.log(), store.session(), "before", tokens=1)
+    await say_much(store.log(), store.session())
+    for limit in (0, 1):
+        window = await store.log().load(store.session(), token_limit=limit)
+        assert (window.turns, window.shortened) == ((), ())
+
+
+async def test_a_window_of_the_least_size_shows_a_part_of_any_turn(store: Store) -> None:
+    """However much was said on either side."""
+    await say_much(store.log(), store.session(), LARGE)
+    window = await store.log().load(store.session(), token_limit=LEAST_TOKENS)
+    assert (len(window.turns), window.shortened) == (1, (1,))
+    assert window.tokens <= LEAST_TOKENS
+
+
+async def test_what_no_model_is_shown_does_not_hide_a_large_turn(store: Store) -> None:
+    """Failed, superseded and damaged turns after it change nothing, however many there are."""
+    log, session = store.log(), store.session()
+    await say_much(log, session)
+    await say(log, session, "b")
+    await answer_again(log, session, 2, "again")
+    for _ in range(3):
+        await fail(log, session, "c")
+    for number in (2, 3):
+        damage(store, number, "v", {"N": "99"})
+    window = await log.load(session, token_limit=1000)
+    assert (said(window), window.shortened) == (["tell me all"], (1,))
+
+
+@pytest.mark.parametrize("mark", ["archived", "deleted"])
+async def test_a_large_turn_that_is_not_whole_is_not_shown(store: Store, mark: str) -> None:
+    """Neither is any before it: the messages up to a mark are out of the window."""
+    log, session = store.log(), store.session()
+    await say(log, session, "a")
+    await say_much(log, session)
+    await log.mark(await log.load(session, token_limit=None), **{mark: (2, 1)})
+    log = store.log()
+    assert (await log.load(session, token_limit=1000)).turns == ()
+    assert log.usage.calls == 1, "and none of its parts is read"
+
+
+async def test_a_turn_is_answered_again_in_view_of_a_large_one(store: Store) -> None:
+    """The newest answered turn before the one to be answered again is shown, shortened where it has to be."""
+    log, session = store.log(), store.session()
+    await say_much(log, session)
+    await say(log, session, "b")
+    window = await log.load(session, token_limit=1000, request=asking_again(2))
+    assert (said(window), window.shortened) == (["tell me all"], (1,))
+    turn = await answer_again(log, session, 2, "again", limit=1000)
+    assert (turn.window.turns, turn.window.shortened) == (1, 1)
+
+
+async def test_a_large_turn_is_answered_again(store: Store) -> None:
+    """The turn to be answered again is whole, and takes no room in the window."""
+    log, session = store.log(), store.session()
+    await say(log, session, "a")
+    turn = await say_much(log, session)
+    window = await log.load(session, token_limit=1000, request=asking_again(2))
+    assert (said(window), window.shortened, window.regenerated) == (["a"], (), turn)
+
+
+async def test_a_large_turn_in_a_window_costs_its_parts_and_nothing_else(real_store: Store) -> None:
+    """However long the conversation is: one call for each part, and none more for what does not fit beside it."""
+    costs = []
+    for _ in range(2):
+        for i in range(30):
+            await say(real_store.log(), real_store.session(), str(i), answer=noise(2000), tokens=500, limit=0)
+        await say_much(real_store.log(), real_store.session(), answer=noise(1_000_000), limit=0)
+        log = real_store.log()
+        await log.load(real_store.session(), token_limit=10_000)
+        costs.append((log.usage.calls, log.usage.read_units))
+    assert costs[0] == costs[1]
+    assert costs[0][0] == 1 + 3
+    assert costs[0][1] <= 14 + 1_000_000 / 4096 + 3
+
+
 async def test_a_turn_of_two_kilobytes_writes_four_units(real_store: Store) -> None:
     """Three units for the turn and one for the claim; the index is written once a minute and not at every turn."""
     clock = Clock()
@@ -951,9 +1104,8 @@ async def test_superseded_turns_take_no_room_in_a_window(store: Store) -> None:
         await say(log, session, text, tokens=10)
     await say(log, session, "c", tokens=500)
     await answer_again(log, session, 3, "again", tokens=500)
-    for request in (None, asking_again(4)):
-        window = await log.load(session, token_limit=20, request=request)
-        assert answered(window) == ({} if request is None else {1: "answer to a", 2: "answer to b"})
+    window = await log.load(session, token_limit=20, request=asking_again(4))
+    assert answered(window) == {1: "answer to a", 2: "answer to b"}
     await answer_again(log, session, 4, "short", tokens=10)
     assert answered(await log.load(session, token_limit=20)) == {2: "answer to b", 5: "short"}
 
@@ -1048,6 +1200,33 @@ async def test_a_window_ends_at_a_turn_that_expired(store: Store) -> None:
     await say(log, store.session(), "c")
     assert said(await log.load(store.session(), token_limit=1000)) == ["c"]
     assert said(await log.load(store.session(), token_limit=None)) == ["a", "c"]
+
+
+async def test_a_window_is_not_blank_because_the_newest_turns_expired(store: Store) -> None:
+    """Where nothing newer is left to show, the newest turn that was promised a longer time is shown."""
+    clock = Clock()
+    await say(store.log(clock=clock, retention=30 * DAY), store.session(), "a")
+    await say(store.log(clock=clock, retention=30 * DAY), store.session(), "b")
+    log = store.log(clock=clock, retention=DAY)
+    await say(log, store.session(), "c")
+    await fail(log, store.session(), "d")
+    clock.now += 2 * DAY
+    assert said(await log.load(store.session(), token_limit=1000)) == ["a", "b"]
+    await fail(log, store.session(), "e")
+    assert said(await log.load(store.session(), token_limit=1000)) == ["a", "b"]
+
+
+async def test_a_session_that_has_expired_is_not_searched(real_store: Store) -> None:
+    """Where all turns have expired, none that DynamoDB has not removed yet is read to find one that has not."""
+    clock = Clock()
+    log = real_store.log(clock=clock, retention=DAY)
+    for i in range(12):
+        await say(log, real_store.session(), str(i), limit=0)
+    for later in (DAY + timedelta(minutes=1), 2 * DAY):
+        clock.now += later
+        log = real_store.log(clock=clock, retention=DAY)
+        assert (await log.load(real_store.session(), token_limit=1)).turns == ()
+        assert log.usage.calls == 1
 
 
 async def test_a_state_outlives_its_turns(store: Store) -> None:
