@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problems: what the caller can mend says how; what they cannot is logged, and says so."""
 
 import json
+import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,8 +28,9 @@ from memory.turns import (
 
 CONTENT_TYPE = "application/problem+json"
 MAX_CAUSES = 6
-KNOWN_CODES = {"handlers", "openai"}
-"""Packages whose errors have a code for a `code`. That of others may be a text: a SystemExit has its message there."""
+CODED = {"handlers", "openai"}
+"""Packages whose errors have a code in words. That of others may be a text: a SystemExit has its message there."""
+CODE = re.compile(r"[\w.]{1,80}")
 
 
 class Kind(Enum):
@@ -298,12 +300,17 @@ def cause(error: BaseException | None) -> list[dict[str, Any]]:
         elif isinstance(error, SettingsError):
             fact["detail"] = str(error)
         else:
-            known = type(error).__module__.partition(".")[0] in KNOWN_CODES
             codes = {name: getattr(error, name, None) for name in ("code", "status_code")}
-            fact |= {name: code for name, code in codes.items() if code and (known or isinstance(code, int))}
+            fact |= {name: code for name, code in codes.items() if code and _is_code(error, code)}
         if frames := traceback.extract_tb(error.__traceback__):
             last = frames[-1]
             fact["at"] = f"{Path(last.filename).name}:{last.lineno} {last.name}"
         found.append(fact)
         error = error.__cause__ or error.__context__
     return found
+
+
+def _is_code(error: BaseException, code: object) -> bool:
+    if isinstance(code, str):
+        return type(error).__module__.partition(".")[0] in CODED and CODE.fullmatch(code) is not None
+    return isinstance(code, int)

@@ -55,9 +55,12 @@ def resolver_of(event: Event, cors: CORSConfig | None) -> ApiGatewayResolver:
 
     Powertools' own one for REST APIs does not: for it, /sessions/ is /sessions.
     """
+    # Without debug=False, POWERTOOLS_DEV would print the event, and answer an error with its stack trace.
     if has_payload_2(event):
-        return APIGatewayHttpResolver(cors=cors)
-    return ALBResolver(cors=cors) if sender_of(event) is Sender.LOAD_BALANCER else ApiGatewayResolver(cors=cors)
+        return APIGatewayHttpResolver(cors=cors, debug=False)
+    if sender_of(event) is Sender.LOAD_BALANCER:
+        return ALBResolver(cors=cors, debug=False)
+    return ApiGatewayResolver(cors=cors, debug=False)
 
 
 def plain_event(event: Event, target: Target) -> dict[str, Any]:
