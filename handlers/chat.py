@@ -11,7 +11,7 @@ from llama_index.core.base.llms.types import ChatMessage
 
 from handlers.agent import build_agent
 from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progress
-from handlers.front import Front, deadline, identified, json_response, table_client
+from handlers.front import Front, allowance, deadline, identified, json_response, table_client
 from handlers.model import chat_model
 from handlers.problems import ADVICE, AGAIN, HINTS, KEPT, Kind, Problem, bad_field, cause, unauthorized, unavailable
 from handlers.report import Exchange, entry_point
@@ -140,6 +140,7 @@ def begin(exchange: Exchange) -> Conversation:
         max_result_chars=settings.max_tool_result_chars,
         wait_seconds=settings.turn_wait_seconds,
         deadline=deadline(exchange.context),
+        allowance=allowance(exchange),
         progress=Progress(traced=step),
     )
 

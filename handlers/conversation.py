@@ -6,7 +6,7 @@ stored, whole, before anybody hears that it is.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from handlers.model_answer import finish_reason
 from handlers.run import AgentFailed, Concluded, Happened, run_agent
 from handlers.settings import AGENT_SECONDS, COMMIT_SECONDS
 from handlers.tools import Agent
+from memory.allowance import DynamoDBAllowance
 from memory.chat_store import TurnChatStore, clean_text, count_tokens, decode_message, encode_message, turn_memory
 from memory.turns import (
     Claim,
@@ -92,12 +93,14 @@ class Conversation:
     """Of a tool's result."""
     wait_seconds: float
     deadline: float
+    allowance: DynamoDBAllowance | None = None
+    """What an owner may do; without one there is no limit."""
     progress: Progress = field(default_factory=Progress)
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Happened | Answered]:
         """Answer in view of all turns before this one; yields what happens, and at last the stored turn.
 
-        Raises NoTimeLeft, AgentFailed once the failed turn is stored, and what a TurnLog raises.
+        Raises NoTimeLeft, AgentFailed once the failed turn is stored, TurnsUsedUp, and what a TurnLog raises.
         """
         progress, session = self.progress, ask.session
         with progress.timing("load"):
@@ -139,9 +142,18 @@ class Conversation:
     async def _begin(self, ask: Ask) -> tuple[Window, Claim | None]:
         """The session's window, and a claim of its next turn; none where the request was answered before."""
         patience = self._patience()
-        async with in_time(self.deadline - COMMIT_SECONDS, "the session could not be loaded in time"):
+        async with (
+            in_time(self.deadline - COMMIT_SECONDS, "the session could not be loaded in time"),
+            counted(self.allowance, ask.session.owner) as admit,
+        ):
             return await take_turn(
-                self.log, ask.session, ask.request, token_limit=self.token_limit, patience=patience, title=ask.message
+                self.log,
+                ask.session,
+                ask.request,
+                token_limit=self.token_limit,
+                patience=patience,
+                title=ask.message,
+                admit=admit,
             )
 
     def _run(self, message: str, memory: Memory, lease: asyncio.Task[None]) -> AsyncGenerator[Happened | Concluded]:
@@ -198,6 +210,34 @@ async def in_time(until: float, failure: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise TableUnavailable(failure) from error
+
+
+@asynccontextmanager
+async def counted(
+    allowance: DynamoDBAllowance | None, owner: str
+) -> AsyncIterator[Callable[[Window], Awaitable[None]]]:
+    """Count a turn of the owner while its session is loaded, and yield what waits for the verdict before the claim.
+
+    So the count costs no time. It also counts the copy of a request that was answered before, which only the load
+    tells; but the copy is answered even if no turn is left.
+    """
+    counting = asyncio.create_task(allowance.spend_turn(owner)) if allowance else None
+
+    async def admit(_: Window) -> None:
+        if counting:
+            await counting
+
+    try:
+        yield admit
+    except BaseException:
+        if counting:
+            counting.cancel()
+        raise
+    finally:
+        if counting:
+            await asyncio.wait({counting})
+            if not counting.cancelled():
+                counting.exception()  # nobody asked for the verdict on a copy
 
 
 @asynccontextmanager

@@ -20,8 +20,8 @@ from handlers.proxy import check_proxy
 from handlers.report import Exchange, log_exchange, logger
 from handlers.router import Target, plain_event, resolver_of, result_for, target_of, with_header
 from handlers.settings import Settings
-from handlers.trigger import answer as answer_other
-from handlers.trigger import is_request, is_websocket
+from handlers.trigger import answer_plainly, is_request, is_websocket
+from memory.allowance import DynamoDBAllowance
 from memory.table import connect
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Front:
         """Answer a request, whichever kind of API or load balancer sent it. Raises UnexpectedEvent for what is none."""
         logger.remove_keys(["function_arn", "function_memory_size"])  # the same in every line of a log group
         if not is_request(event):
-            return answer_other(event)
+            return answer_plainly(event)
         return event_loop().run(self._resolve(Exchange(event=event, context=context)))
 
     async def _resolve(self, exchange: Exchange) -> dict[str, Any]:
@@ -174,6 +174,15 @@ def process_settings() -> Settings:
 def table_client(endpoint: str | None) -> "DynamoDBClient":
     """The DynamoDB client of this process."""
     return connect(endpoint)
+
+
+def allowance(exchange: Exchange) -> DynamoDBAllowance:
+    """What the settings let an owner do."""
+    settings = exchange.settings
+    client = table_client(settings.dynamodb_endpoint)
+    found = DynamoDBAllowance(client, settings.table_name, turns_per_hour=settings.owner_turns_per_hour)
+    exchange.usages.append(found.usage)
+    return found
 
 
 @cache

@@ -11,6 +11,7 @@ from handlers import shapes
 from handlers.identity import TOKEN_HEADER
 from handlers.problems import CONTENT_TYPE, Kind
 from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID
+from memory.codec import LEAST_RECENT_REQUESTS, RECENT_REQUESTS
 
 VERSION = "0.1.0"
 REFERENCE = "#/components/schemas/{model}"
@@ -35,7 +36,7 @@ _ALWAYS = (Kind.NOT_BY_THE_PROXY, Kind.INTERNAL)
 _OWN = (Kind.UNAUTHORIZED, Kind.FOREIGN_ORIGIN, Kind.INVALID, Kind.UNAVAILABLE)
 _BODY = (Kind.MEDIA_TYPE, Kind.TOO_LARGE)
 _ONE = (*_OWN, Kind.SESSION_NOT_FOUND, Kind.NOT_FOUND)
-_TURN = (Kind.TURN_IN_PROGRESS, Kind.KEY_REUSED, Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT)
+_TURN = (Kind.TURN_IN_PROGRESS, Kind.TURNS_USED_UP, Kind.KEY_REUSED, Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT)
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/chat"): Operation(
@@ -113,7 +114,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
 _HEADERS: Mapping[str, tuple[str, str]] = {
     "idempotency-key": (
         f"^{IDEMPOTENCY_KEY.pattern}$",
-        "The same request under the same key is done once; a copy gets the first one's result.",
+        (
+            "The same request under the same key is done once; a copy gets the first one's result. A session remembers "
+            f"the keys of its last {RECENT_REQUESTS} turns; fewer, but at least {LEAST_RECENT_REQUESTS}, if its title "
+            "or the owner's name is very long. A request that makes a session is recognised as long as that exists."
+        ),
     ),
     "x-session-id": (f"^{SESSION_ID.pattern}$", "The session, where the body names none."),
 }

@@ -23,6 +23,7 @@ from memory.turns import (
     TableUnavailable,
     TurnInProgress,
     TurnNotFound,
+    TurnsUsedUp,
 )
 
 CONTENT_TYPE = "application/problem+json"
@@ -98,6 +99,12 @@ class Kind(Enum):
         409,
         "The history was replaced while it was read",
         "The session was deleted or rewritten since reading it began.",
+    )
+    TURNS_USED_UP = (
+        "turns-used-up",
+        429,
+        "All turns of this hour are taken",
+        "The caller has taken `OWNER_TURNS_PER_HOUR` turns since the hour began; see `Retry-After`.",
     )
     INTERNAL = ("internal", 500, "Something went wrong in the service", "The log has the cause.")
     AGENT_FAILED = (
@@ -216,6 +223,13 @@ def from_error(error: Exception) -> Problem:
                 detail="The session is answering another request. Nothing of this one was stored: send it again.",
                 retry_after=error.retry_after if isinstance(error, TurnInProgress) else 1,
             )
+        case TurnsUsedUp():
+            return Problem(
+                kind=Kind.TURNS_USED_UP,
+                detail=f"You may take {error.limit} turns in an hour (OWNER_TURNS_PER_HOUR), and have taken them. "
+                f"Nothing of this request was stored: send it again in {error.retry_after} seconds.",
+                retry_after=error.retry_after,
+            )
         case RequestIdReused():
             return bad_field(
                 "Idempotency-Key",
@@ -258,6 +272,7 @@ ADVICE: Mapping[str, str] = {
     "model_quota": "This service has used up its quota at the model's provider. Only its operator can change that.",
     "answer_limit": "The answer was longer than this service allows. Ask for less at a time.",
     "model_busy": "The model's server is busy. Wait a moment, then send the request again.",
+    "structured_output_not_json": "The agent is at fault, not the request. Only the operator can change that.",
     "too_many_steps": "The agent called tools without coming to an end. Ask for less at a time.",
 }
 """What would help with a failed turn, by its code; `AGAIN` is the advice for all others."""
@@ -269,6 +284,7 @@ HINTS: Mapping[str, str] = {
     "prompt_refused": "one of the turns in window_turns may hold what the server refuses; export the session to see",
     "model_access": "check the API key, OPENAI_MODEL and OPENAI_API_BASE",
     "model_quota": "the account at the model's provider has used up its quota",
+    "structured_output_not_json": "the agent's structured output is not an object of JSON; cause names the type in it",
     "answer_limit": "MAX_ANSWER_TOKENS is too small for this model, whose thinking counts too",
 }
 """What an operator can do about a failed turn, by its code."""

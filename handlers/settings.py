@@ -81,6 +81,9 @@ class Settings(BaseModel):
     turn_wait_seconds: float = Field(default=12, ge=0)
     """How long a request waits for another one of its session; longer than the 10 s of a dead invocation's lease."""
 
+    owner_turns_per_hour: int = Field(default=0, ge=0)
+    """Turns that an owner may take in an hour of the clock; 0 is no limit, and saves a write unit a turn."""
+
     identity_sources: Annotated[tuple[IdentitySource, ...], BeforeValidator(_listed)] = Field(
         default=("token",), min_length=1
     )

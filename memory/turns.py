@@ -3,7 +3,7 @@
 import asyncio
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -34,6 +34,16 @@ class TurnInProgress(ConversationError):
         super().__init__(f"the session is answering another request; its lease ends within {retry_after} s")
         self.retry_after = retry_after
         """Seconds until the other request is done or its lease has run out."""
+
+
+class TurnsUsedUp(ConversationError):
+    """The owner has taken all turns that an hour may have."""
+
+    def __init__(self, *, limit: int, retry_after: int) -> None:
+        super().__init__(f"all {limit} turns of this hour are taken; the next hour begins in {retry_after} s")
+        self.limit = limit
+        self.retry_after = retry_after
+        """Seconds until the next hour begins."""
 
 
 class ClaimRefused(ConversationError):
@@ -82,7 +92,10 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What makes two requests the same one: the id, and the hash of everything that was asked under it."""
+    """What makes two requests the same one: the id, and the hash of everything that was asked under it.
+
+    A session remembers the ids of its last 64 turns or so; TurnLog says which.
+    """
 
     id: str
     body_hash: str
@@ -175,7 +188,8 @@ class State:
     """Random token of the attempt that claimed last."""
     lease_until: datetime
     recent: tuple[bytes, ...] = ()
-    """Hashes of the request ids of the last claims, oldest first; the last one belongs to ``number``."""
+    """Hashes of the request ids of the last claims, oldest first, zeros for those that failed; the last one belongs to
+    ``number``."""
     archived_through: Position = START
     deleted_through: Position = START
     marker: str = ""
@@ -311,6 +325,8 @@ class TurnLog(Protocol):
     - A turn is stored whole or not at all, and is in the table when ``commit`` returns.
     - A number is given out once. Whoever claims it has loaded after the number below it was stored, so that every
       stored turn was answered in view of all turns before it, whatever clocks, retries and crashes do.
+    - A request is answered once, by its id: its copies get the stored turn. This holds for the requests of the last 64
+      turns, and for fewer of them, but at least 16, if the session's title or its owner's name is very long.
     - While a lease holds, nobody else can claim; the lease only saves work, no correctness rests on it.
     - Loads are strongly consistent.
     - A deleted session is empty from the moment that ``delete`` wrote: no turn of before comes back, and neither does
@@ -407,17 +423,21 @@ async def take_turn(
     token_limit: int | None,
     patience: float,
     title: str = "",
+    admit: Callable[[Window], Awaitable[None]] | None = None,
 ) -> tuple[Window, Claim | None]:
     """Load the session, wait while another request is answered, claim the next turn: over again until it is ours.
 
     ``patience`` is the longest wait in seconds. There is no claim where the window shows that this very request was
-    answered before. Raises TurnInProgress beyond the patience, and what ``load`` raises.
+    answered before. ``admit`` is asked after each load, before anything is waited for or claimed, and raises if the
+    request may have no turn. Raises TurnInProgress beyond the patience, and what ``load`` raises.
     """
     give_up = asyncio.get_running_loop().time() + patience
     while True:
         window = await log.load(session, token_limit=token_limit, request=request)
         if window.answered:
             return window, None
+        if admit:
+            await admit(window)
         silence = None
         if not window.busy_seconds:
             try:

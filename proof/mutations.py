@@ -18,6 +18,8 @@ from proof.section import Section
 
 TURN_LOG = "tests/memory/test_turn_log.py"
 BUDGETS = "tests/memory/test_budgets.py"
+ALLOWANCE = "tests/memory/test_allowance.py"
+LIMITS = "tests/handlers/test_limits.py"
 SHORTENING = "tests/memory/test_shortening.py"
 STORE = "tests/memory/test_chat_store.py"
 CONVERSATION = "tests/handlers/test_conversation.py"
@@ -114,7 +116,13 @@ MUTATIONS = (
         guarantee="once",
         name="the ring of recent requests is not asked",
         change=_in_memory("dynamodb", "for number in reading.recalled(request.id):", "for number in ():"),
-        test=f"{TURN_LOG}::test_a_request_is_recognised_for_sixteen_turns_though_it_left_the_window",
+        test=f"{TURN_LOG}::test_a_request_is_recognised_for_64_turns_though_it_left_the_window",
+    ),
+    Mutation(
+        guarantee="flat",
+        name="requests are remembered though they cost a write unit",
+        change=_in_memory("codec", "LEAST_RECENT_REQUESTS = 16", "LEAST_RECENT_REQUESTS = 64"),
+        test=f"{BUDGETS}::test_a_claim_remembers_as_many_requests_as_cost_nothing",
     ),
     Mutation(
         guarantee="serial",
@@ -379,6 +387,18 @@ MUTATIONS = (
         name="a refused prompt is not sent again in a plainer form",
         change=_in_handlers("model", 'if refusal_of(error).code != "prompt_refused":', "if True:"),
         test=f"{REQUESTS}::test_a_refused_prompt_is_sent_again_without_earlier_tool_calls",
+    ),
+    Mutation(
+        guarantee="one caller costs no more than the settings say",
+        name="turns are counted, and none is refused",
+        change=_in_memory("allowance", "(#turns < :limit AND #token <> :token)", "(#token <> :token)"),
+        test=f"{ALLOWANCE}::test_an_owner_has_so_many_turns_in_an_hour",
+    ),
+    Mutation(
+        guarantee="one caller costs no more than the settings say",
+        name="nobody waits for the verdict on the count",
+        change=_in_handlers("conversation", "            await counting\n\n", "            pass\n\n"),
+        test=f"{LIMITS}::test_a_refused_turn_leaves_nothing",
     ),
 )
 

@@ -20,6 +20,7 @@ from moto import mock_aws
 
 from local import engine
 from memory import codec
+from memory.allowance import DynamoDBAllowance
 from memory.dynamodb import LEASE, DynamoDBTurnLog
 from memory.sessions import DynamoDBSessions
 from memory.table import connect, create_table
@@ -90,6 +91,10 @@ class Store:
     def sessions(self, **options: Any) -> DynamoDBSessions:
         """The sessions of the table, as an invocation has them."""
         return DynamoDBSessions(options.pop("client", self.client), TABLE, **options)
+
+    def allowance(self, **options: Any) -> DynamoDBAllowance:
+        """What an owner may do, as an invocation asks it."""
+        return DynamoDBAllowance(options.pop("client", self.client), TABLE, **options)
 
     async def listed(self) -> list[str]:
         """Ids of the owner's sessions, as the index lists them."""

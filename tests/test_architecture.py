@@ -15,6 +15,7 @@ LAYERS = [
     "memory.reading",
     "memory.table",
     "memory.items",
+    "memory.allowance",
     "memory.dynamodb",
     "memory.sessions",
     "memory.chat_store",

@@ -753,6 +753,14 @@ class TestRetention:
         assert refusals(template, RetentionDays=days) == ["RetentionDays"]
 
 
+class TestLimits:
+    def test_bound_what_one_caller_costs(self, template: dict[str, Any]) -> None:
+        """A deployment that nobody thought about lets no caller take turns without end; another number is a choice."""
+        assert str(_variables(render(template))["OWNER_TURNS_PER_HOUR"]) == "120"
+        assert _variables(render(template, TurnsPerHour="0"))["OWNER_TURNS_PER_HOUR"] == "0"
+        assert refusals(template, TurnsPerHour="-1") == ["TurnsPerHour"]
+
+
 class TestCors:
     def test_is_off_by_default(self, deployed: dict[str, Any]) -> None:
         """Unless origins are named, the API answers no preflight, and the functions know of none."""
