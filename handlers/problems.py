@@ -272,6 +272,7 @@ ADVICE: Mapping[str, str] = {
     "model_quota": "This service has used up its quota at the model's provider. Only its operator can change that.",
     "answer_limit": "The answer was longer than this service allows. Ask for less at a time.",
     "model_busy": "The model's server is busy. Wait a moment, then send the request again.",
+    "structured_output_not_json": "The agent is at fault, not the request. Only the operator can change that.",
     "too_many_steps": "The agent called tools without coming to an end. Ask for less at a time.",
 }
 """What would help with a failed turn, by its code; `AGAIN` is the advice for all others."""
@@ -283,6 +284,7 @@ HINTS: Mapping[str, str] = {
     "prompt_refused": "one of the turns in window_turns may hold what the server refuses; export the session to see",
     "model_access": "check the API key, OPENAI_MODEL and OPENAI_API_BASE",
     "model_quota": "the account at the model's provider has used up its quota",
+    "structured_output_not_json": "the agent's structured output is not an object of JSON; cause names the type in it",
     "answer_limit": "MAX_ANSWER_TOKENS is too small for this model, whose thinking counts too",
 }
 """What an operator can do about a failed turn, by its code."""

@@ -187,7 +187,9 @@ def test_structured_output_that_is_not_json_is_refused_by_name(shop: Workshop, c
     made, kind = NOT_JSON[case]
     reply = structured(shop, made)
     assert (reply.status, reply.body["code"]) == (502, "structured_output_not_json")
+    assert "The agent is at fault" in reply.body["detail"]
     assert kind in [cause.get("code") for cause in reply.line["cause"]]
+    assert "cause names the type" in reply.line["hint"]
     shop.equip()
     assert shop.say(says("Fine.")).status == 200
 
