@@ -92,6 +92,8 @@ class Conversation:
     max_result_chars: int
     """Of a tool's result."""
     wait_seconds: float
+    max_waiting: int | None = None
+    """Requests that may wait for one session; None is no limit."""
     deadline: float
     allowance: DynamoDBAllowance | None = None
     """What an owner may do; without one there is no limit."""
@@ -154,6 +156,7 @@ class Conversation:
                 patience=patience,
                 title=ask.message,
                 admit=admit,
+                max_waiting=self.max_waiting,
             )
 
     def _run(self, message: str, memory: Memory, lease: asyncio.Task[None]) -> AsyncGenerator[Happened | Concluded]:

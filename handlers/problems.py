@@ -20,6 +20,7 @@ from memory.turns import (
     RequestIdReused,
     SessionNotFound,
     TableUnavailable,
+    TooManyWaiting,
     TurnInProgress,
     TurnNotFound,
     TurnsUsedUp,
@@ -84,7 +85,7 @@ class Kind(Enum):
         "turn-in-progress",
         409,
         "Another request of this session comes first",
-        "The session was answering another request for too long; see `Retry-After`.",
+        "The session was answering another request for too long, or others wait for it already; see `Retry-After`.",
     )
     NOT_THE_NEWEST = (
         "not-the-newest-turn",
@@ -215,6 +216,13 @@ def from_error(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case TooManyWaiting():
+            return Problem(
+                kind=Kind.TURN_IN_PROGRESS,
+                detail=f"The session is answering a request, and no more than {error.limit} others may wait for it "
+                "(MAX_WAITING). Nothing of this one was stored: send it again when the others have their answers.",
+                retry_after=error.retry_after,
+            )
         case TurnInProgress() | LeaseLost():
             return Problem(
                 kind=Kind.TURN_IN_PROGRESS,

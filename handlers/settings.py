@@ -81,6 +81,8 @@ class Settings(BaseModel):
     turn_wait_seconds: float = Field(default=12, ge=0)
     """How long a request waits for another one of its session; longer than the 10 s of a dead invocation's lease."""
 
+    max_waiting: int = Field(default=2, ge=0)
+    """Requests that may wait for one session at a time, each of which holds an instance; others get 409 at once."""
     owner_turns_per_hour: int = Field(default=0, ge=0)
     """Turns that an owner may take in an hour of the clock; 0 is no limit, and saves a write unit a turn."""
 

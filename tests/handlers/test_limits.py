@@ -9,7 +9,8 @@ import pytest
 from handlers import front
 from handlers.problems import Kind
 from memory.allowance import DynamoDBAllowance
-from tests.conftest import Clock
+from memory.turns import Session
+from tests.conftest import Clock, Store, asking, claimed
 from tests.handlers.conftest import Reply, Service, configure
 from tests.handlers.test_session_routes import Person
 
@@ -109,3 +110,42 @@ def test_nobody_is_limited_who_set_no_limit(service: Service) -> None:
     """By default there is none."""
     token = service.say("Hello").token
     assert [service.say("Hello", token=token).status for _ in range(3)] == [200] * 3
+
+
+def held(person: Person, *, waiting: int) -> None:
+    """Have the person's session be answered elsewhere, and so many requests wait for it."""
+
+    async def hold(store: Store, session: Session) -> None:
+        await claimed(store, session, asking("held"))
+        for _ in range(waiting):
+            log = store.log()
+            await log.wait(await log.load(session, token_limit=0), limit=waiting, seconds=60)
+
+    person.service.run(hold(person.service.store, person.session("default")))
+
+
+def test_a_request_beyond_those_that_may_wait_is_refused_at_once(ada: Person) -> None:
+    """409 names the limit and its setting, and says when to come back; nothing was written for it."""
+    held(ada, waiting=2)
+    refused = say(ada)
+    assert (refused.status, refused.body["type"]) == (409, Kind.TURN_IN_PROGRESS.urn)
+    assert "2 others may wait for it (MAX_WAITING)" in refused.body["detail"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 10
+    assert refused.line["load_ms"] < 10_000
+    assert refused.line["lease_conflicts"] == 1
+
+
+def test_as_many_wait_as_the_setting_says(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for a third one it waits, and is refused when its patience ends."""
+    configure(monkeypatch, MAX_WAITING="3", TURN_WAIT_SECONDS="0.3")
+    held(ada, waiting=2)
+    refused = say(ada)
+    assert refused.status == 409
+    assert "MAX_WAITING" not in refused.body["detail"]
+
+
+def test_nobody_need_wait(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 0, a session that is busy is busy for all."""
+    configure(monkeypatch, MAX_WAITING="0")
+    held(ada, waiting=0)
+    assert "0 others may wait for it (MAX_WAITING)" in say(ada).body["detail"]
