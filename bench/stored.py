@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from memory import codec
+from memory.items import fitted
 from memory.turns import Claim, Message, Request, Session, State, Turn, WindowSize
 
 INSTANCE = f"2026/01/01/[$LATEST]{'0' * 32}"
@@ -54,4 +55,5 @@ def state_item(turns: Sequence[Turn]) -> Item:
     )
     owner = codec.owner_key(SESSION.owner)
     shown = {"owner": owner, "title": TITLE, "active_at": codec.minute(MOMENT), "created_at": codec.second(MOMENT)}
-    return codec.encode_state(state) | shown | {"pk": codec.partition(SESSION), "sk": codec.STATE_KEY, "reserved": 1}
+    keys = {"pk": codec.partition(SESSION), "sk": codec.STATE_KEY, "reserved": 1}
+    return fitted(codec.encode_state(state) | shown | keys)

@@ -5,10 +5,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from bench import stored, text
 from memory import codec
+from memory.codec import item_bytes
 from memory.reading import Reading
 
 BYTES_PER_TOKEN = 6
@@ -66,7 +66,8 @@ def units_of(talk: Talk) -> Units:
     turn = stored.turn_of(1, messages, talk.turn_tokens)
     item, parts = codec.encode_turn(stored.SESSION, turn)
     size, part_sizes = item_bytes(item), [item_bytes(part) for part in parts]
-    state = item_bytes(stored.state_item([turn] * codec.RECENT_REQUESTS))
+    before = codec.RECENT_REQUESTS if talk.is_longer else talk.turns
+    state = item_bytes(stored.state_item([turn] * before))
     pages = _pages(talk, state, size)
     own = sum(math.ceil(each / codec.WRITE_UNIT) for each in (state, size, *part_sizes))
     index = INDEX_WRITES if talk.turns or talk.is_longer else 1  # a session's first turn has no entry to delete
@@ -78,24 +79,6 @@ def units_of(talk: Talk) -> Units:
         index_writes=index,
         stored=size + sum(part_sizes) + ITEM_OVERHEAD * (1 + len(parts)),
     )
-
-
-def item_bytes(item: dict[str, Any]) -> int:
-    """An item's size as DynamoDB counts it: names, and values."""
-    return sum(len(name) + _value_bytes(value) for name, value in item.items())
-
-
-def _value_bytes(value: Any) -> int:
-    match value:
-        case str():
-            return len(value.encode())
-        case bytes():
-            return len(value)
-        case int():
-            return math.ceil(len(str(value).rstrip("0")) / 2) + 1  # two digits a byte, but for zeros at the end
-        case list():
-            return 3 + sum(1 + _value_bytes(element) for element in value)
-    raise TypeError(f"items hold no {type(value).__name__}")
 
 
 def _pages(talk: Talk, state: int, turn: int) -> list[int]:

@@ -14,7 +14,7 @@ from handlers.conversation import Answered, Ask, Conversation, NoTimeLeft, Progr
 from handlers.front import Front, allowance, deadline, identified, json_response, table_client
 from handlers.model import chat_model
 from handlers.problems import ADVICE, AGAIN, HINTS, KEPT, Kind, Problem, bad_field, cause, unauthorized, unavailable
-from handlers.report import Exchange, logger
+from handlers.report import Exchange, entry_point
 from handlers.request import body_hash, idempotency_key, read_body, session_header, session_named, turn_named
 from handlers.run import AgentFailed, ModelNoted, StructuredOutputFailed, ToolReturned
 from handlers.settings import Settings
@@ -34,7 +34,7 @@ front = Front()
 register_hooks()
 
 
-@logger.inject_lambda_context
+@entry_point
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """AWS Lambda's entry point."""
     return front(event, context)

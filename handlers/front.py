@@ -15,13 +15,12 @@ from pydantic import BaseModel
 
 from handlers.identity import TOKEN_HEADER, Caller, identify, owner_hash, with_token, without_cookie
 from handlers.openapi import OPERATIONS
-from handlers.problems import Kind, Problem, from_error
+from handlers.problems import Kind, Problem, cause, from_error
 from handlers.proxy import check_proxy
 from handlers.report import Exchange, log_exchange, logger
 from handlers.router import Target, plain_event, resolver_of, result_for, target_of, with_header
 from handlers.settings import Settings
-from handlers.trigger import answer as answer_other
-from handlers.trigger import is_request, is_websocket
+from handlers.trigger import answer_plainly, is_request, is_websocket
 from memory.allowance import DynamoDBAllowance
 from memory.table import connect
 
@@ -57,7 +56,7 @@ class Front:
         """Answer a request, whichever kind of API or load balancer sent it. Raises UnexpectedEvent for what is none."""
         logger.remove_keys(["function_arn", "function_memory_size"])  # the same in every line of a log group
         if not is_request(event):
-            return answer_other(event)
+            return answer_plainly(event)
         return event_loop().run(self._resolve(Exchange(event=event, context=context)))
 
     async def _resolve(self, exchange: Exchange) -> dict[str, Any]:
@@ -189,7 +188,14 @@ def allowance(exchange: Exchange) -> DynamoDBAllowance:
 @cache
 def event_loop() -> asyncio.Runner:
     """One event loop for the life of the process: connections that were kept belong to it."""
-    return asyncio.Runner()
+    runner = asyncio.Runner()
+    runner.get_loop().set_exception_handler(_log_lost)
+    return runner
+
+
+def _log_lost(_: asyncio.AbstractEventLoop, happened: dict[str, Any]) -> None:
+    """Log an error that nobody waits for. asyncio would log its text."""
+    logger.error("lost", extra={"cause": cause(happened.get("exception"))})
 
 
 def deadline(context: LambdaContext) -> float:

@@ -11,6 +11,7 @@ from handlers import shapes
 from handlers.identity import TOKEN_HEADER
 from handlers.problems import CONTENT_TYPE, Kind
 from handlers.shapes import IDEMPOTENCY_KEY, SESSION_ID
+from memory.codec import LEAST_RECENT_REQUESTS, RECENT_REQUESTS
 
 VERSION = "0.1.0"
 REFERENCE = "#/components/schemas/{model}"
@@ -113,7 +114,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
 _HEADERS: Mapping[str, tuple[str, str]] = {
     "idempotency-key": (
         f"^{IDEMPOTENCY_KEY.pattern}$",
-        "The same request under the same key is done once; a copy gets the first one's result.",
+        (
+            "The same request under the same key is done once; a copy gets the first one's result. A session remembers "
+            f"the keys of its last {RECENT_REQUESTS} turns; fewer, but at least {LEAST_RECENT_REQUESTS}, if its title "
+            "or the owner's name is very long. A request that makes a session is recognised as long as that exists."
+        ),
     ),
     "x-session-id": (f"^{SESSION_ID.pattern}$", "The session, where the body names none."),
 }

@@ -5,7 +5,7 @@ SameSite=Lax holds back the cookie from other sites only. The pages of one site,
 
 from collections.abc import Collection
 
-from handlers.event import Event, header
+from handlers.event import Event, header, mapping
 
 _OWN = ("same-origin", "none")
 """What `Sec-Fetch-Site` says of the service's own pages, and of an address that somebody typed in."""
@@ -22,10 +22,14 @@ def is_foreign(event: Event, allowed: Collection[str]) -> bool:
         return False
     if site is not None:
         return site not in _OWN
-    return origin is not None and origin.lower() != _here(event)
+    return origin is not None and origin.lower() not in _here(event)
 
 
-def _here(event: Event) -> str:
-    """The service's origin as its clients see it, if nothing in front of it changes the host."""
+def _here(event: Event) -> set[str]:
+    """The service's origin as its clients see it, if nothing in front of it changes the host.
+
+    Both names are those that the client asked for; an API may hand on its own instead of a custom domain's in one.
+    """
     scheme = (header(event, "x-forwarded-proto") or "https").rpartition(",")[2].strip()
-    return f"{scheme}://{header(event, 'host')}".lower()
+    hosts = header(event, "host"), mapping(event, "requestContext").get("domainName")
+    return {f"{scheme}://{host}".lower() for host in hosts if host}

@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problems: what the caller can mend says how; what they cannot is logged, and says so."""
 
 import json
+import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from memory.turns import (
 
 CONTENT_TYPE = "application/problem+json"
 MAX_CAUSES = 6
-KNOWN_CODES = {"handlers", "openai"}
-"""Packages whose errors have a code for a `code`. That of others may be a text: a SystemExit has its message there."""
+CODED = {"handlers", "openai"}
+"""Packages whose errors have a code in words. That of others may be a text: a SystemExit has its message there."""
+CODE = re.compile(r"[\w.]{1,80}")
 
 
 class Kind(Enum):
@@ -278,6 +280,7 @@ ADVICE: Mapping[str, str] = {
     "model_quota": "This service has used up its quota at the model's provider. Only its operator can change that.",
     "answer_limit": "The answer was longer than this service allows. Ask for less at a time.",
     "model_busy": "The model's server is busy. Wait a moment, then send the request again.",
+    "structured_output_not_json": "The agent is at fault, not the request. Only the operator can change that.",
     "too_many_steps": "The agent called tools without coming to an end. Ask for less at a time.",
 }
 """What would help with a failed turn, by its code; `AGAIN` is the advice for all others."""
@@ -289,6 +292,7 @@ HINTS: Mapping[str, str] = {
     "prompt_refused": "one of the turns in window_turns may hold what the server refuses; export the session to see",
     "model_access": "check the API key, OPENAI_MODEL and OPENAI_API_BASE",
     "model_quota": "the account at the model's provider has used up its quota",
+    "structured_output_not_json": "the agent's structured output is not an object of JSON; cause names the type in it",
     "answer_limit": "MAX_ANSWER_TOKENS is too small for this model, whose thinking counts too",
 }
 """What an operator can do about a failed turn, by its code."""
@@ -306,12 +310,17 @@ def cause(error: BaseException | None) -> list[dict[str, Any]]:
         elif isinstance(error, SettingsError):
             fact["detail"] = str(error)
         else:
-            known = type(error).__module__.partition(".")[0] in KNOWN_CODES
             codes = {name: getattr(error, name, None) for name in ("code", "status_code")}
-            fact |= {name: code for name, code in codes.items() if code and (known or isinstance(code, int))}
+            fact |= {name: code for name, code in codes.items() if code and _is_code(error, code)}
         if frames := traceback.extract_tb(error.__traceback__):
             last = frames[-1]
             fact["at"] = f"{Path(last.filename).name}:{last.lineno} {last.name}"
         found.append(fact)
         error = error.__cause__ or error.__context__
     return found
+
+
+def _is_code(error: BaseException, code: object) -> bool:
+    if isinstance(code, str):
+        return type(error).__module__.partition(".")[0] in CODED and CODE.fullmatch(code) is not None
+    return isinstance(code, int)

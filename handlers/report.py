@@ -1,8 +1,9 @@
 """The log line of a request: who asked for what, what it cost, how it ended. Never what was said."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +16,7 @@ from handlers.metrics import MEASURES, metrics
 from handlers.problems import Kind, Problem, cause
 from handlers.router import Target
 from handlers.settings import Settings
+from handlers.silence import silence
 from memory.turns import Session, Usage
 
 FIELDS = {
@@ -66,6 +68,18 @@ class Exchange:
     error: Exception | None = None
     problem: Problem | None = None
     """What the error is for the caller."""
+
+
+def entry_point(handler: Callable[[dict[str, Any], LambdaContext], Any]) -> Callable[..., Any]:
+    """A function as AWS Lambda calls it. No switch makes it log an event, or what libraries know of it."""
+
+    @wraps(handler)
+    def silent(event: dict[str, Any], context: LambdaContext) -> Any:
+        silence()
+        return handler(event, context)
+
+    injected: Callable[..., Any] = logger.inject_lambda_context(silent, log_event=False)
+    return injected
 
 
 def log_exchange(exchange: Exchange) -> None:

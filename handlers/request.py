@@ -55,8 +55,8 @@ def _content(event: Event, body: str, limit: int) -> bytes:
     if max(size, len(content)) > limit:
         raise bad_field(
             "body",
-            f"body is larger than {limit} bytes, the most that are taken (12 for each of MAX_MESSAGE_CHARS, and 4096); "
-            "send less",
+            f"body is larger than {limit} bytes, the limit here (12 for each of MAX_MESSAGE_CHARS, plus 4096); send a "
+            "smaller one",
             kind=Kind.TOO_LARGE,
         )
     return content

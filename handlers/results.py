@@ -14,10 +14,11 @@ DATA = ("image", "audio", "video", "data")
 KINDS = ("image_mimetype", "format", "video_mimetype", "document_mimetype")
 
 
-class ShortenedOutput(ToolOutput):
-    """A result of which some characters were left out."""
+class TextOutput(ToolOutput):
+    """A result as a text that the tool did not give it."""
 
     left_out: int = 0
+    """Characters of the tool's own that are not in it."""
 
     def __init__(self, output: ToolOutput, text: str, left_out: int) -> None:
         super().__init__(
@@ -43,7 +44,7 @@ def for_the_model(output: ToolOutput, *, max_chars: int) -> ToolOutput:
     text = clean_text(text) if text.strip() else NOTHING
     if text == whole and all(isinstance(block, TextBlock) for block in output.blocks):
         return output
-    return ShortenedOutput(output, text, left_out)
+    return TextOutput(output, text, left_out)
 
 
 def shortened(text: str, max_chars: int) -> tuple[str, int]:

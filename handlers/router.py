@@ -55,9 +55,12 @@ def resolver_of(event: Event, cors: CORSConfig | None) -> ApiGatewayResolver:
 
     Powertools' own one for REST APIs does not: for it, /sessions/ is /sessions.
     """
+    # Without debug=False, POWERTOOLS_DEV would print the event, and answer an error with its stack trace.
     if has_payload_2(event):
-        return APIGatewayHttpResolver(cors=cors)
-    return ALBResolver(cors=cors) if sender_of(event) is Sender.LOAD_BALANCER else ApiGatewayResolver(cors=cors)
+        return APIGatewayHttpResolver(cors=cors, debug=False)
+    if sender_of(event) is Sender.LOAD_BALANCER:
+        return ALBResolver(cors=cors, debug=False)
+    return ApiGatewayResolver(cors=cors, debug=False)
 
 
 def plain_event(event: Event, target: Target) -> dict[str, Any]:
@@ -141,14 +144,18 @@ def _filled(part: str, event: Event) -> Sequence[str | None] | None:
     value = mapping(event, "pathParameters").get(name)
     if not isinstance(value, str):
         return None if greedy else [None]
-    values = value.split("/") if greedy else [value]
-    return values if sender_of(event) is Sender.HTTP_API else [*map(unquote, values)]
+    return value.split("/") if greedy else [value]
 
 
 def _ends_with(path: Segments, route: Sequence[str | None]) -> bool:
-    """Whether the route is the end of the path: only then does what stands before it come off."""
-    end = path[len(path) - len(route) :] if len(route) <= len(path) else []
-    return len(end) == len(route) and all(part in (None, there) for part, there in zip(route, end, strict=True))
+    """Whether the route is the end of the path: only then does what stands before it come off.
+
+    The route's parameters may be percent-encoded, as REST APIs report them.
+    """
+    end = path[-len(route) :] if 0 < len(route) <= len(path) else []
+    return len(end) == len(route) and all(
+        part is None or there in (part, unquote(part)) for part, there in zip(route, end, strict=True)
+    )
 
 
 def _prefix(event: Event, path: Segments, own: Segments) -> str:

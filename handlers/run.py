@@ -13,9 +13,9 @@ from workflows.handler import WorkflowHandler
 
 from handlers.model_answer import NOTES, BrokenAnswer
 from handlers.model_errors import refusal_of
-from handlers.results import ShortenedOutput
+from handlers.results import TextOutput
 from handlers.structured import NotJson, structured_output, without_structured_output
-from handlers.tools import Agent, ToolFailed, with_guarded_tools
+from handlers.tools import Agent, ToolFailed, outcome_of, with_guarded_tools
 from memory.turns import LeaseLost
 
 T = TypeVar("T")
@@ -127,11 +127,14 @@ async def run_agent(
         # The stream ends in silence if the model failed: only the run itself raises.
         result: Any = await _first(run, lease, until)
         if isinstance(result, AgentOutput):
-            structured = await _first(_structured(agent, result, memory), lease, until)
-            if isinstance(structured, BaseException):
-                yield StructuredOutputFailed(error=structured)
-                structured = None
-            yield Concluded(answer=result.response.content or "", structured=structured)
+            said = await memory.aget()
+            made = await _first(outcome_of(lambda: structured_output(agent, result, said)), lease, until)
+            if isinstance(made, NotJson):
+                raise made
+            if isinstance(made, BaseException):
+                yield StructuredOutputFailed(error=made)
+                made = None
+            yield Concluded(answer=result.response.content or "", structured=made)
     except LeaseLost:
         raise
     except NotJson as error:
@@ -143,16 +146,6 @@ async def run_agent(
             await run.cancel_run(timeout=CANCEL_SECONDS)
 
 
-async def _structured(agent: Agent, result: AgentOutput, memory: Memory) -> dict[str, Any] | BaseException | None:
-    """The structured output that goes with a result, or what its making raised. Raises NotJson."""
-    try:
-        return await structured_output(agent, result, await memory.aget())
-    except (NotJson, asyncio.CancelledError, GeneratorExit):
-        raise
-    except BaseException as error:  # noqa: BLE001 - a function of the agent's author, which costs no answer
-        return error
-
-
 def _returned(event: ToolCallResult) -> ToolReturned:
     """What is to be known of a tool's result."""
     output = event.tool_output
@@ -160,7 +153,7 @@ def _returned(event: ToolCallResult) -> ToolReturned:
         name=event.tool_name,
         failed=output.is_error,
         error=output.exception.__cause__ if isinstance(output.exception, ToolFailed) else None,
-        left_out=output.left_out if isinstance(output, ShortenedOutput) else 0,
+        left_out=output.left_out if isinstance(output, TextOutput) else 0,
     )
 
 

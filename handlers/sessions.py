@@ -18,7 +18,7 @@ from handlers import cursor, openapi, views
 from handlers.front import Front, deadline, identified, json_response, table_client
 from handlers.identity import new_caller
 from handlers.problems import unavailable
-from handlers.report import Exchange, logger
+from handlers.report import Exchange, entry_point
 from handlers.request import body_hash, idempotency_key, known, read_body, read_query, session_named
 from handlers.shapes import (
     LIST_PLACE,
@@ -46,7 +46,7 @@ DELETED_AT_ONCE = 25
 front = Front()
 
 
-@logger.inject_lambda_context
+@entry_point
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """AWS Lambda's entry point."""
     return front(event, context)

@@ -11,8 +11,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handlers.front import event_loop, process_settings, table_client
 from handlers.problems import cause
-from handlers.report import cost, logger
-from handlers.trigger import TABLE_STREAM, answer, sources_of
+from handlers.report import cost, entry_point, logger
+from handlers.trigger import TABLE_STREAM, answer_plainly, sources_of
 from memory.codec import STATE_KEY, session_id
 from memory.dynamodb import LEASE
 from memory.sessions import DynamoDBSessions
@@ -21,7 +21,7 @@ IN_FLIGHT = LEASE + timedelta(seconds=1)
 """After so long a turn that was in flight when its session was deleted has been stored, or never will be."""
 
 
-@logger.inject_lambda_context
+@entry_point
 def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailureResponse | dict[str, str]:
     """AWS Lambda's entry point, for events of a DynamoDB stream. The records that it names have to come again.
 
@@ -29,7 +29,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> PartialItemFailure
     """
     logger.remove_keys(["function_arn", "function_memory_size"])
     if sources_of(event) != {TABLE_STREAM}:
-        return answer(event, takes="records of its table's stream")
+        return answer_plainly(event, takes="records of its table's stream")
     processor = BatchProcessor(event_type=EventType.DynamoDBStreams, raise_on_entire_batch_failure=False)
     return process_partial_response(event=event, record_handler=sweep, processor=processor, context=context)
 

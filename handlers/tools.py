@@ -8,7 +8,7 @@ import asyncio
 import copy
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from llama_index.core.agent.workflow import AgentWorkflow
 from llama_index.core.agent.workflow.base_agent import BaseWorkflowAgent
@@ -20,6 +20,7 @@ from workflows.runtime.types.results import WaitingForEvent
 from handlers.results import for_the_model, shortened
 from handlers.surrogates import clean
 
+T = TypeVar("T")
 Agent = BaseWorkflowAgent | AgentWorkflow
 """What `build_agent` of `agent.py` may return."""
 
@@ -68,7 +69,7 @@ def guarded(tool: BaseTool, *, max_chars: int) -> AsyncBaseTool:
 
     async def acall(*args: Any, **kwargs: Any) -> ToolOutput:
         arguments = clean(kwargs)
-        outcome = await _outcome(lambda: inner.acall(*args, **arguments))
+        outcome = await outcome_of(lambda: inner.acall(*args, **arguments))
         if isinstance(outcome, ToolOutput):
             return for_the_model(outcome, max_chars=max_chars)
         if isinstance(outcome, WaitingForEvent):  # a tool that waits for an answer to its question: no error
@@ -80,14 +81,14 @@ def guarded(tool: BaseTool, *, max_chars: int) -> AsyncBaseTool:
     return found
 
 
-async def _outcome(call: Callable[[], Awaitable[ToolOutput]]) -> ToolOutput | BaseException:
-    """What a tool returns or raises. Raises CancelledError only if the run itself is cancelled.
+async def outcome_of(call: Callable[[], Awaitable[T]]) -> T | BaseException:
+    """What somebody's code returns or raises. Raises CancelledError only if the run itself is cancelled.
 
-    The tool has a task of its own. Clients leak the cancellation of one of their scopes, or cancel the task that they
+    The code has a task of its own. Clients leak the cancellation of one of their scopes, or cancel the task that they
     are in; in a task shared with the run nothing could tell that from the end of the run.
     """
 
-    async def attempt() -> ToolOutput | BaseException:
+    async def attempt() -> T | BaseException:
         try:
             return await call()
         except GeneratorExit:

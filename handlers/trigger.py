@@ -54,7 +54,7 @@ def sources_of(event: Any) -> set[str]:
     return {_name(event.get("eventSource"))}
 
 
-def answer(event: Any, *, takes: str = "HTTP requests") -> dict[str, str]:
+def answer_plainly(event: Any, *, takes: str = "HTTP requests") -> dict[str, str]:
     """The answer to a ping or a schedule. Raises UnexpectedEvent for any other event."""
     harmless = _harmless(event)
     if harmless is None:

@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, unquote
 
-from memory.turns import DamagedTurn, Message, Position, Request, Session, State, Turn, TurnStatus, WindowSize
+from memory.turns import START, DamagedTurn, Message, Position, Request, Session, State, Turn, TurnStatus, WindowSize
 
 Item = dict[str, Any]
 
@@ -33,7 +34,13 @@ LONGEST_SESSION = 1_000
 """Bytes of an encoded session id; a partition key takes 2,048 in all."""
 STATE_OUTLIVES = timedelta(days=1)
 """How long a state stays when all of its turns have expired, or the session was deleted."""
-RECENT_REQUESTS = 16
+RECENT_REQUESTS = 64
+"""Requests that a state remembers, at most."""
+LEAST_RECENT_REQUESTS = 16
+"""Requests that it remembers even if its other attributes are long."""
+HASH_BYTES = 8
+UNANSWERED = bytes(HASH_BYTES)
+"""Stands in the place of a request that failed: no copy of it can be given the answer."""
 LONGEST_OWNER = 512
 WAITERS_APART = 10**6
 
@@ -103,7 +110,12 @@ def generation_ranges(first: int, end: int) -> list[tuple[str, str]]:
 
 def request_hash(request_id: str) -> bytes:
     """Eight bytes that find a request among the recent ones; the stored turn then decides."""
-    return hashlib.sha256(request_id.encode("utf-8", "surrogatepass")).digest()[:8]
+    return hashlib.sha256(request_id.encode("utf-8", "surrogatepass")).digest()[:HASH_BYTES]
+
+
+def recent_request(status: str, request_id: str) -> bytes:
+    """A turn's request among the recent ones."""
+    return UNANSWERED if status == TurnStatus.FAILED else request_hash(request_id)
 
 
 def encode_turn(session: Session, turn: Turn) -> tuple[Item, list[Item]]:
@@ -197,6 +209,19 @@ def encode_state(state: State) -> Item:
     }
 
 
+def lasting(state: State | None) -> Item:
+    """The attributes of a state item that claims leave as they are."""
+    if state is None:
+        return {}
+    marks = {"archived_through": state.archived_through, "deleted_through": state.deleted_through}
+    texts = {"title": state.title, "asked": state.asked, "marker": state.marker} | {
+        name: encode_position(mark) for name, mark in marks.items() if mark != START
+    }
+    if state.created_at:
+        texts["created_at"] = second(state.created_at)
+    return {name: text for name, text in texts.items() if text}
+
+
 def decode_state(item: Mapping[str, Any]) -> State:
     """The state in an item."""
     recent = item.get("recent", b"")
@@ -205,7 +230,7 @@ def decode_state(item: Mapping[str, Any]) -> State:
         number=int(item["n"]),
         holder=item["holder"],
         lease_until=_datetime(item["lease_until"]),
-        recent=tuple(recent[i : i + 8] for i in range(0, len(recent), 8)),
+        recent=tuple(recent[i : i + HASH_BYTES] for i in range(0, len(recent), HASH_BYTES)),
         archived_through=decode_position(item.get("archived_through")),
         deleted_through=decode_position(item.get("deleted_through")),
         marker=item.get("marker", ""),
@@ -264,17 +289,18 @@ def decode_position(text: str | None) -> Position:
 
 
 def remember(state: State | None, number: int, request_id: str) -> tuple[bytes, ...]:
-    """The recent requests after a claim of `number`: one entry a number, the last 16 of them."""
+    """The recent requests after a claim of `number`: one entry for each of the last numbers."""
     before = () if state is None else state.recent if state.number < number else state.recent[:-1]
     return (*before, request_hash(request_id))[-RECENT_REQUESTS:]
 
 
-def corrected(state: State, request_id: str) -> State:
-    """The state whose last entry is the request that its number's turn answered.
+def corrected(state: State, item: Mapping[str, Any]) -> State:
+    """The state whose last entry is the request that the turn of its number, in `item`, has answered.
 
     A holder that was overtaken may still have been the faster one: then the entry is of a claim that came to nothing.
     """
-    return replace(state, recent=(*state.recent[:-1], request_hash(request_id)))
+    entry = recent_request(str(item.get("status", "")), str(item.get("request_id", "")))
+    return replace(state, recent=(*state.recent[:-1], entry))
 
 
 def recall(state: State, request_id: str) -> list[int]:
@@ -294,11 +320,26 @@ def _messages(payload: bytes, encoding: str | None) -> tuple[Message, ...]:
     return tuple(json.loads(payload))
 
 
+def item_bytes(item: Mapping[str, Any]) -> int:
+    """An item's size as DynamoDB counts it: names and values."""
+    return sum(len(name) + _value_bytes(value) for name, value in item.items())
+
+
+def _value_bytes(value: Any) -> int:
+    match value:
+        case str():
+            return len(value.encode())
+        case bytes():
+            return len(value)
+        case list():
+            return 3 + sum(1 + _value_bytes(element) for element in value)
+        case int() | Decimal():
+            return math.ceil(len(str(value).rstrip("0")) / 2) + 1  # two digits a byte, except zeros at the end
+    raise TypeError(f"items hold no {type(value).__name__}")
+
+
 def _units(item: Item, payload: bytes) -> int:
-    """Write units of the item with this payload: names and UTF-8 values count, numbers take a few bytes."""
-    texts = (value if isinstance(value, str) else "12345678" for value in item.values())
-    size = sum(map(len, item)) + sum(len(text.encode()) for text in texts) + len("payload") + len(payload)
-    return math.ceil(size / WRITE_UNIT)
+    return math.ceil(item_bytes(item | {"payload": payload}) / WRITE_UNIT)
 
 
 def timestamp(moment: datetime) -> int:

@@ -22,6 +22,7 @@ from memory.items import (
     SAME_GENERATION,
     UNHELD,
     Items,
+    fitted,
     new_token,
     one_line,
     state_expiry,
@@ -128,13 +129,14 @@ class DynamoDBTurnLog:
         )
         shown = {"owner": codec.owner_key(window.session.owner), "active_at": codec.minute(now)}
         once: dict[str, Any] = {"reserved": state.generation}
-        named = {"title": one_line(title)} if title else {}
+        named = {"title": one_line(title)} if title and not (window.live and window.live.title) else {}
         if window.live:
             once |= named
         else:
             shown |= {"created_at": codec.second(now)} | named
         values = codec.encode_state(state) | shown | codec.expiry(state_expiry(self._retention, now, window.live))
         values |= {"waiters": others} if (others := self._waiters(window, but=waiter)) else {}
+        values["recent"] = self._recent(window, once | values)
         left = {"expires_at", "deleted_at", "waiters"} | (set() if window.live else {"title", "asked"})
         try:
             await self._table.update_state(
@@ -379,7 +381,7 @@ class DynamoDBTurnLog:
         return (now and (now.generation, now.marker)) != (then and (then.generation, then.marker))
 
     async def _find_answer(self, reading: Reading, request: Request) -> Turn | None:
-        """The complete turn that answered this request: among the loaded ones, and the last 16 that were claimed.
+        """The complete turn that answered this request: among the loaded ones, and those that the state remembers.
 
         Raises DamagedTurn where that one cannot be read: the request must not be answered twice.
         """
@@ -414,12 +416,17 @@ class DynamoDBTurnLog:
             number=len(turns),
             holder=self._new_token(),
             lease_until=self._clock(),
-            recent=tuple(codec.request_hash(turn.request.id) for turn in turns)[-codec.RECENT_REQUESTS :],
+            recent=tuple(codec.recent_request(turn.status, turn.request.id) for turn in turns)[
+                -codec.RECENT_REQUESTS :
+            ],
         )
+        values = codec.encode_state(state)
+        shown = {"owner": codec.owner_key(claim.session.owner), "active_at": codec.minute(claim.claimed_at)}
+        values["recent"] = self._recent(window, values | shown | {"reserved": generation})
         try:
             await self._table.update_state(
                 claim.session,
-                codec.encode_state(state),
+                values,
                 remove=MARKS if turns else (*MARKS, *INDEXED),
                 condition=f"{HELD} AND {UNMARKED}",
                 seen={":seen": claim.token} | _seen_marks(window),
@@ -432,6 +439,12 @@ class DynamoDBTurnLog:
             if refusal.repeated and there > generation:
                 raise TableUnavailable("rewritten again; whether this was shown before is not known") from refusal
             raise ClaimRefused("another request came between") from refusal
+
+    def _recent(self, window: Window, values: Item) -> bytes:
+        """As many recent requests as the state that gets these values can have in the write units that it takes."""
+        keys = {"pk": codec.partition(window.session), "sk": codec.STATE_KEY}
+        recent: bytes = fitted(codec.lasting(window.state) | values | keys)["recent"]
+        return recent
 
     async def _sweep(self, session: Session, first: int, end: int) -> tuple[int, bool]:
         return await self._table.sweep(codec.partition(session), first, end)

@@ -1,6 +1,7 @@
 """What the table holds of a session: its state, its turns with the parts of large ones, and what is to be removed."""
 
 import asyncio
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -30,6 +31,19 @@ def new_token() -> str:
 def one_line(title: str) -> str:
     """A title as it is kept: on one line, of 80 characters at the most."""
     return " ".join(title.split())[:TITLE_CHARS]
+
+
+def fitted(state: Item) -> Item:
+    """A state's item with as many of its recent requests as cost nothing: those that its write units have room for.
+
+    It would have these units with the fewest requests that are always kept. There stays room for a title of 80 bytes.
+    """
+    others = codec.item_bytes(state) - len(state["recent"])
+    units = math.ceil((others + codec.LEAST_RECENT_REQUESTS * codec.HASH_BYTES) / codec.WRITE_UNIT)
+    longer_title = max(0, TITLE_CHARS - len(state.get("title", "").encode()))
+    room = (units * codec.WRITE_UNIT - others - longer_title) // codec.HASH_BYTES
+    kept = max(codec.LEAST_RECENT_REQUESTS, room) * codec.HASH_BYTES
+    return state | {"recent": state["recent"][-kept:]}
 
 
 def state_expiry(retention: timedelta | None, now: datetime, turns: State | None = None) -> datetime | None:

@@ -96,7 +96,7 @@ class Reading:
             return False
         self.newest = max(self.newest, number)
         if number == self.state.number:
-            self.state = codec.corrected(self.state, str(item.get("request_id", "")))
+            self.state = codec.corrected(self.state, item)
         if number < self.state.deleted_through[0]:
             return False
         self._notice(item, number)

@@ -100,7 +100,10 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What makes two requests the same one: the id, and the hash of everything that was asked under it."""
+    """What makes two requests the same one: the id, and the hash of everything that was asked under it.
+
+    A session remembers the ids of its last 64 turns or so; TurnLog says which.
+    """
 
     id: str
     body_hash: str
@@ -193,7 +196,8 @@ class State:
     """Random token of the attempt that claimed last."""
     lease_until: datetime
     recent: tuple[bytes, ...] = ()
-    """Hashes of the request ids of the last claims, oldest first; the last one belongs to ``number``."""
+    """Hashes of the request ids of the last claims, oldest first, zeros for those that failed; the last one belongs to
+    ``number``."""
     archived_through: Position = START
     deleted_through: Position = START
     marker: str = ""
@@ -331,6 +335,8 @@ class TurnLog(Protocol):
     - A turn is stored whole or not at all, and is in the table when ``commit`` returns.
     - A number is given out once. Whoever claims it has loaded after the number below it was stored, so that every
       stored turn was answered in view of all turns before it, whatever clocks, retries and crashes do.
+    - A request is answered once, by its id: its copies get the stored turn. This holds for the requests of the last 64
+      turns, and for fewer of them, but at least 16, if the session's title or its owner's name is very long.
     - While a lease holds, nobody else can claim; the lease only saves work, no correctness rests on it.
     - Loads are strongly consistent.
     - A deleted session is empty from the moment that ``delete`` wrote: no turn of before comes back, and neither does

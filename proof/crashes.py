@@ -20,7 +20,7 @@ from pathlib import Path
 from memory.turns import Window
 from proof import ACCOUNT
 from proof.section import Section
-from tests.crashes import ENDS, KILLS, OUT_OF_MEMORY, TIMEOUT, Crash, Recovery, history_faults, recover, retry_faults
+from tests.crashes import ENDS, FAIL_ALONE, KILLS, TIMEOUT, Crash, Recovery, history_faults, recover, retry_faults
 from tests.instances import Instance, Reply, Service, answered_with, missing_runtime, running_service
 
 SEED = os.environ.get("SEED", "20261122")
@@ -175,7 +175,7 @@ def prove(*, quick: bool) -> Section:
 
 
 def _jobs(*, quick: bool) -> list[Job]:
-    crashes = [*(KILLS + ENDS) * (1 if quick else 10), *(TIMEOUT, OUT_OF_MEMORY) * (1 if quick else 3)]
+    crashes = [*(KILLS + ENDS) * (1 if quick else 10), *(TIMEOUT, *FAIL_ALONE) * (1 if quick else 3)]
     crashes += AT_RANDOM * (5 if quick else 75)
     random.Random(SEED).shuffle(crashes)  # noqa: S311 - not a secret
     return [Job(number=number, crash=crash) for number, crash in enumerate(crashes, 1)]
@@ -202,7 +202,7 @@ def _all_outcomes(service: Service, jobs: Sequence[Job]) -> list[Outcome]:
 
 
 def _by_crash(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    names = [crash.name for crash in (*KILLS, *ENDS, TIMEOUT, OUT_OF_MEMORY, *AT_RANDOM)]
+    names = [crash.name for crash in (*KILLS, *ENDS, TIMEOUT, *FAIL_ALONE, *AT_RANDOM)]
     return {name: [outcome for outcome in outcomes if outcome.crash == name] for name in names}
 
 

@@ -80,7 +80,7 @@ LIES = (
     Lie(
         name="the ring is not corrected",
         module="reading",
-        old='self.state = codec.corrected(self.state, str(item.get("request_id", "")))',
+        old="self.state = codec.corrected(self.state, item)",
         new="pass",
         row="leases run out",
     ),

@@ -117,7 +117,13 @@ MUTATIONS = (
         guarantee="once",
         name="the ring of recent requests is not asked",
         change=_in_memory("dynamodb", "for number in reading.recalled(request.id):", "for number in ():"),
-        test=f"{TURN_LOG}::test_a_request_is_recognised_for_sixteen_turns_though_it_left_the_window",
+        test=f"{TURN_LOG}::test_a_request_is_recognised_for_64_turns_though_it_left_the_window",
+    ),
+    Mutation(
+        guarantee="flat",
+        name="requests are remembered though they cost a write unit",
+        change=_in_memory("codec", "LEAST_RECENT_REQUESTS = 16", "LEAST_RECENT_REQUESTS = 64"),
+        test=f"{BUDGETS}::test_a_claim_remembers_as_many_requests_as_cost_nothing",
     ),
     Mutation(
         guarantee="serial",

@@ -21,7 +21,7 @@ TURNS_OF_A_SESSION = (15, 50)
 PAUSE_SECONDS = (0.2, 1.2)
 """Between the requests of a session: it is traffic, and no benchmark of a machine with two processors."""
 KEYS_KNOWN = 6
-"""How far back a turn is asked for again: of the sixteen that are known, regenerated ones take some as well."""
+"""How far back a turn is asked for again: well within those that a session remembers."""
 REGENERATE = "/sessions/{id}/turns/{n}/regenerate"
 Amiss = tuple[int, str, str, dict[str, Any]]
 """Status, method, route, and what else is sent, of a request that must be refused."""

@@ -6,20 +6,21 @@ result.
 
 import importlib
 import json
+import re
 import sys
 import time
 import uuid
 from types import SimpleNamespace
 from typing import Any
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = re.compile(r"127(\.\d+){3}|localhost|::1")
 
 
 def watch(event: str, arguments: tuple[Any, ...]) -> None:
     """Refuse to leave the machine; no code of ours or of a package can switch this off."""
-    if event == "socket.connect" and isinstance(arguments[1], tuple) and arguments[1][0] not in LOOPBACK:
+    if event == "socket.connect" and isinstance(arguments[1], tuple) and not LOOPBACK.fullmatch(arguments[1][0]):
         raise PermissionError(f"{arguments[1]} is not on this machine")
-    if event == "socket.getaddrinfo" and arguments[0] not in LOOPBACK:
+    if event == "socket.getaddrinfo" and not LOOPBACK.fullmatch(str(arguments[0])):
         raise PermissionError(f"{arguments[0]} is not on this machine")
 
 

@@ -73,11 +73,16 @@ KILLS = (
 )
 ENDS = (
     Crash(name="SIGTERM while the model is asked", asks=WAIT, strike=_in_the_model(signal.SIGTERM)),
-    Crash(name="sys.exit in a tool", asks="call leave with code=3"),
-    Crash(name="sys.exit in the event loop", asks="call leave_at_once with code=3"),
+    Crash(name="os._exit in a tool", asks="call leave with code=3"),
+    Crash(name="os._exit in the event loop", asks="call leave_at_once with code=3"),
 )
 TIMEOUT = Crash(name="Lambda's timeout", asks="call stop_the_world with seconds=60")
-OUT_OF_MEMORY = Crash(name="out of memory in a tool", asks="call hoard with megabytes=3000")
+FAIL_ALONE = (
+    Crash(name="out of memory in a tool", asks="call hoard with megabytes=3000"),
+    Crash(name="sys.exit in a tool", asks="call give_up with code=3"),
+    Crash(name="sys.exit in the event loop", asks="call give_up_at_once with code=3"),
+)
+"""What ends a tool, and neither its turn nor the runtime."""
 
 
 @dataclass(frozen=True, kw_only=True)

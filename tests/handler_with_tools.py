@@ -37,14 +37,29 @@ async def stop_the_world(seconds: float) -> str:
 
 
 def leave(code: int) -> str:
-    """Ends the process from a thread, as a library does that takes itself for a program."""
+    """Ends the process from a thread, as native code does that goes wrong."""
     if VICTIM:
-        sys.exit(code)
+        os._exit(code)
     return "it is done"
 
 
 async def leave_at_once(code: int) -> str:
     """Ends the process from the event loop."""
+    await asyncio.sleep(0)
+    if VICTIM:
+        os._exit(code)
+    return "it is done"
+
+
+def give_up(code: int) -> str:
+    """Raises SystemExit in a thread, as a library does that takes itself for a program."""
+    if VICTIM:
+        sys.exit(code)
+    return "it is done"
+
+
+async def give_up_at_once(code: int) -> str:
+    """Raises SystemExit in the event loop."""
     await asyncio.sleep(0)
     if VICTIM:
         sys.exit(code)
@@ -64,7 +79,7 @@ def recite(kilobytes: int) -> str:
 
 def build_agent(llm: FunctionCallingLLM) -> FunctionAgent:
     """The agent of the product has no say here."""
-    tools = [linger, stop_the_world, leave, leave_at_once, hoard, recite]
+    tools = [linger, stop_the_world, leave, leave_at_once, give_up, give_up_at_once, hoard, recite]
     return FunctionAgent(name="assistant", system_prompt="Do as you are told.", tools=tools, llm=llm)
 
 

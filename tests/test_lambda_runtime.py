@@ -10,8 +10,8 @@ from tests.conftest import require
 from tests.crashes import (
     AFTER_THE_CLAIM,
     ENDS,
+    FAIL_ALONE,
     KILLS,
-    OUT_OF_MEMORY,
     QUESTION,
     TIMEOUT,
     Crash,
@@ -111,10 +111,11 @@ def test_a_turn_is_there_whole_or_not_at_all_whenever_its_runtime_ends(
     assert [turn.status for turn in window.turns] == [TurnStatus.COMPLETE] * 3
 
 
-def test_a_tool_that_takes_all_memory_fails_alone(service: Service, victim: Instance, session: str, key: str) -> None:
+@named(FAIL_ALONE)
+def test_a_tool_fails_alone(service: Service, victim: Instance, session: str, key: str, crash: Crash) -> None:
     """The model is told, the turn is answered, and the same runtime answers the next one."""
     runtime = victim.runtime()
-    reply = OUT_OF_MEMORY.happens(service, victim, session, key)
+    reply = crash.happens(service, victim, session, key)
     assert reply.status == 200, reply.body
     assert victim.ask(session, QUESTION).status == 200
     assert victim.runtime() == runtime

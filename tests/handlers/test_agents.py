@@ -1,5 +1,6 @@
 """The kinds of agents that agent.py may build, all of LlamaIndex's: what the caller is answered, and what is kept."""
 
+import asyncio
 import datetime
 import json
 from collections.abc import Iterator
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context
 from pydantic import BaseModel
 
-from tests.faulty_model import calls, fails, says
+from tests.faulty_model import calls, chunk, fails, says, streams
 from tests.workshop import Workshop, workshop
 
 # LlamaIndex's own: its ReActAgent asks whether the workflow runs, inside of it.
@@ -78,6 +80,29 @@ def test_a_react_agent_that_concludes_nothing_gave_no_answer(shop: Workshop) -> 
     shop.build(react)
     reply = shop.say(says("Thought: I can answer without using any more tools.\nAnswer: "))
     assert (reply.status, reply.body["code"]) == (502, "empty_answer")
+
+
+def test_a_react_agent_is_told_of_its_mistakes(shop: Workshop) -> None:
+    """Text in no known form, and a tool that fails: it tries again, and hears no error's text."""
+
+    def lookup() -> str:
+        """Something from the database."""
+        raise ConnectionError("hunter2")
+
+    shop.build(lambda llm: ReActAgent(name="assistant", tools=[lookup], llm=llm))
+    again = says("Thought: I look it up.\nAction: lookup\nAction Input: {}")
+    reply = shop.say(says("Thought: Hm.\nAction: nothing much"), again, says("Thought: I know.\nAnswer: I cannot."))
+    assert (reply.status, reply.body["answer"]) == (200, "I cannot.")
+    assert "Observation: The tool lookup failed: ConnectionError." in shop.told()[-1]["content"]
+    assert "hunter2" not in json.dumps([shop.export(), shop.model.received, reply.line])
+
+
+def test_a_tool_of_a_react_agent_may_give_the_answer(shop: Workshop) -> None:
+    """With return_direct the tool's result is what the caller is answered."""
+    tool = FunctionTool.from_defaults(total, return_direct=True)
+    shop.build(lambda llm: ReActAgent(name="assistant", tools=[tool], llm=llm))
+    assert shop.say(says(ACTION)).body["answer"] == "3"
+    assert shop.history()[0]["messages"][-1]["answer"] == "3"
 
 
 def test_the_turn_of_a_function_agent_is_stored_as_ever(shop: Workshop) -> None:
@@ -162,7 +187,9 @@ def test_structured_output_that_is_not_json_is_refused_by_name(shop: Workshop, c
     made, kind = NOT_JSON[case]
     reply = structured(shop, made)
     assert (reply.status, reply.body["code"]) == (502, "structured_output_not_json")
+    assert "The agent is at fault" in reply.body["detail"]
     assert kind in [cause.get("code") for cause in reply.line["cause"]]
+    assert "cause names the type" in reply.line["hint"]
     shop.equip()
     assert shop.say(says("Fine.")).status == 200
 
@@ -189,12 +216,15 @@ def test_an_answer_survives_the_failure_of_its_structured_output(
     assert "hunter2" not in "".join(capfd.readouterr())
 
 
-@pytest.mark.parametrize("error", [KeyError("hunter2"), SystemExit("hunter2"), TimeoutError("hunter2")])
+RAISED = [KeyError("hunter2"), SystemExit("hunter2"), TimeoutError("hunter2"), asyncio.CancelledError("hunter2")]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 def test_a_function_that_raises_costs_no_answer(shop: Workshop, error: BaseException) -> None:
     """As above, for structured_output_fn, whatever it raises."""
     reply = structured(shop, error)
     assert (reply.status, reply.body["structured"]) == (200, None)
-    assert f"builtins.{type(error).__name__}" in json.dumps(reply.line["structured_output"])
+    assert reply.line["structured_output"][0]["error"].endswith(f".{type(error).__name__}")
     assert "hunter2" not in json.dumps(reply.line)
 
 
@@ -279,6 +309,48 @@ def test_an_agent_that_does_not_stream_works_as_well(shop: Workshop) -> None:
     shop.say(says("You are welcome."), message="Thank you")
     assert [message["role"] for message in shop.told()] == [*("user", "assistant", "tool", "assistant", "user")]
     assert json.loads(shop.told()[1]["tool_calls"][0]["function"]["arguments"]) == {"numbers": [1, 2]}
+
+
+def test_one_of_several_calls_may_fail(shop: Workshop) -> None:
+    """Calls that a model makes at once run side by side; each has its result, in order."""
+
+    async def lookup(key: str) -> str:
+        """Something from the database."""
+        if key == "b":
+            raise ConnectionError("hunter2")
+        await asyncio.sleep(0.1)
+        return f"value of {key}"
+
+    both = [
+        chunk({"tool_calls": [{"index": i, "id": f"call_{i}", "type": "function", "function": function}]})
+        for i, function in enumerate({"name": "lookup", "arguments": json.dumps({"key": key})} for key in "abc")
+    ]
+    shop.equip(lookup)
+    reply = shop.say(streams(*both, chunk({}, "tool_calls")), says("Found two."))
+    assert reply.status == 200
+    results = {message["tool_call_id"]: message["content"] for message in shop.told() if message["role"] == "tool"}
+    assert results == {
+        "call_0": "value of a",
+        "call_1": "The tool lookup failed: ConnectionError.",
+        "call_2": "value of c",
+    }
+
+
+def test_an_agent_may_be_built_once_for_all_requests(shop: Workshop) -> None:
+    """What a run changes of an agent is a copy: tools stay guarded once, structured output is made every time."""
+    built: list[FunctionAgent] = []
+
+    def build(llm: Any) -> FunctionAgent:
+        if not built:
+            built.append(FunctionAgent(name="assistant", tools=[total], llm=llm, output_cls=Verdict))
+        return built[0]
+
+    shop.build(build)
+    for _ in range(3):
+        reply = shop.say(calls("total", "{}"), says("Hm."), calls("Verdict", json.dumps(VERDICT)))
+        assert reply.body["structured"] == VERDICT
+        assert len(reply.line["failed_tools"]) == 1
+    assert "get_tools" not in vars(built[0])
 
 
 def test_an_agent_may_end_early_with_an_answer(shop: Workshop) -> None:

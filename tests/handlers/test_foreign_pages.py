@@ -87,6 +87,14 @@ def test_the_services_own_pages_and_those_that_are_named_are_not(
     assert asked(service, cookie=cookie, **headers).status == 201
 
 
+def test_a_custom_domain_is_the_services_own(service: Service, cookie: str) -> None:
+    """Also where the `Host` that the function gets is the API's."""
+    host = "a1b2c3d4e5.execute-api.us-east-1.amazonaws.com"
+    assert asked(service, cookie=cookie, origin=HERE, host=host).status == 201
+    assert asked(service, cookie=cookie, origin=f"https://{host}", host=host).status == 201
+    assert asked(service, cookie=cookie, origin="https://api.example.org", host=host).status == 403
+
+
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
 def test_a_token_in_a_header_is_used_by_whoever_has_it(service: Service, cookie: str, headers: dict[str, str]) -> None:
     """A page that has the token was given it: only what browsers send by themselves is in question."""

@@ -124,6 +124,13 @@ def test_path_parameters_are_part_of_the_path(event: dict[str, Any], prefix: str
     assert asked(event) == ("GET", prefix, TURNS)
 
 
+@pytest.mark.parametrize("reported", ["a b", "a%20b"])
+def test_parameters_may_be_reported_in_either_spelling(reported: str) -> None:
+    """An API that decodes the path may leave the parameters as they were sent: they are the same ones."""
+    event = http_api("GET /sessions/{id}", "/v1/sessions/a b", id=reported)
+    assert asked(event) == ("GET", "/v1", "/sessions/a%20b")
+
+
 @pytest.mark.parametrize(
     ("sent", "path"),
     [

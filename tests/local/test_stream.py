@@ -201,7 +201,8 @@ async def test_an_engine_that_comes_back_is_read_on(
 ) -> None:
     """While it is away that is said once, with what it means; then what it has is brought."""
     port = guard.free_port()
-    monkeypatch.setattr(guard, "free_port", lambda: port)
+    monkeypatch.setattr(guard, "free_port", lambda _: port)
+    monkeypatch.setattr(engine, "_random_loopback", lambda: guard.LOOPBACK)
     with start(tmp_path / "data") as running:
         sessions = Sessions(running.endpoint)
         sessions.delete("before")

@@ -4,16 +4,20 @@ Reads are strongly consistent but for the list, whose index cannot be: an engine
 twice for a consistent one.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import pytest
 
+import memory.turns
+from memory import codec, table
 from memory.dynamodb import DynamoDBTurnLog
+from memory.items import TITLE_CHARS
 from memory.sessions import DynamoDBSessions
 from memory.turns import Claim, Usage, Window, utc_now
-from tests.conftest import Clock, Store, asking, exchange, noise, say
+from tests.conftest import Clock, Store, asking, claimed, exchange, items_of, noise, say
 
 TURN = exchange(noise(500), noise(1500))
 """A turn of 2 KB."""
@@ -151,6 +155,70 @@ async def test_an_operation_takes_so_many_calls_and_units(
     assert await operation(session) == BUDGETS[operation]
 
 
+ANONYMOUS = "token:{}"
+COGNITO = "jwt:https%3A//cognito-idp.eu-central-1.amazonaws.com/eu-central-1_AbCdEfGhI:{}-123"
+LONGEST = "o" * (codec.LONGEST_OWNER - 32) + "{}"
+PLAIN, CHINESE, EMOJI = ("t" * TITLE_CHARS, "\u4f60" * TITLE_CHARS, "\U0001f600" * TITLE_CHARS)
+
+
+async def take_turns(log: DynamoDBTurnLog, session: memory.turns.Session, title: str, number: int) -> list[float]:
+    """Turns that say nothing; the write units of each one's claim."""
+    units = []
+    for _ in range(number):
+        window = await log.load(session, token_limit=0)
+        before = log.usage.write_units
+        claim = await log.claim(window, asking("next"), title=title)
+        units.append(log.usage.write_units - before)
+        await log.commit(claim, claim.void())
+    return units
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("owner", "name", "title", "kept"),
+    [
+        (ANONYMOUS, "0" * 32, PLAIN, 64),
+        (ANONYMOUS, "0" * 32, "t", 64),
+        (COGNITO, "0" * 32, PLAIN, 63),
+        (ANONYMOUS, "0" * 32, CHINESE, 64),
+        (ANONYMOUS, "0" * 32, EMOJI, 54),
+        (LONGEST, "i" * 128, PLAIN, 64),
+        (LONGEST, "i" * 128, EMOJI, 52),
+    ],
+    ids=[
+        "anonymous",
+        "a short title",
+        "Cognito",
+        "a title of 240 bytes",
+        "of 320 bytes",
+        "an owner of 512 bytes",
+        "all of it",
+    ],
+)
+async def test_a_claim_remembers_as_many_requests_as_cost_nothing(
+    real_store: Store, owner: str, name: str, title: str, kept: int
+) -> None:
+    """64 requests, or as many as the item's write units have room for beside a long owner or title; 16 at the least."""
+    session = memory.turns.Session(owner=owner.format(real_store.owner), id=name)
+    units = await take_turns(real_store.log(clock=Clock()), session, title, 70)
+    state = table._plain(items_of(real_store, session)["state"])
+    size = codec.item_bytes(state)
+    with_sixteen = math.ceil((size - len(state["recent"]) + 8 * 16) / codec.WRITE_UNIT)
+    assert set(units[1:]) == {with_sixteen}
+    assert len(state["recent"]) == 8 * kept
+    assert kept == 64 or size + 8 > with_sixteen * codec.WRITE_UNIT
+
+
+@pytest.mark.once
+async def test_a_longer_title_costs_no_unit(real_store: Store) -> None:
+    """There is always room for a title of 80 bytes, whoever gives it."""
+    session, clock = memory.turns.Session(owner=COGNITO.format(real_store.owner), id="0" * 32), Clock()
+    await take_turns(real_store.log(clock=clock), session, "t", 66)
+    sessions = real_store.sessions(clock=clock)
+    await sessions.rename(session, PLAIN)
+    assert sessions.usage.write_units == BUDGETS[rename].write_units
+
+
 @pytest.mark.parametrize("operation", CEILINGS, ids=lambda operation: operation.__name__)
 async def test_an_operation_of_several_calls_takes_no_more(
     real_store: Store, operation: Callable[[Session], Awaitable[Usage]]
@@ -162,3 +230,14 @@ async def test_an_operation_of_several_calls_takes_no_more(
     assert usage.calls == most.calls
     assert usage.read_units <= most.read_units
     assert usage.write_units <= most.write_units
+
+
+async def test_requests_that_wait_cost_a_full_state_no_unit(real_store: Store) -> None:
+    """An anonymous caller's session that remembers all the requests it can has room for two that wait."""
+    session, clock = memory.turns.Session(owner=ANONYMOUS.format(real_store.owner), id="0" * 32), Clock()
+    await take_turns(real_store.log(clock=clock), session, PLAIN, 66)
+    await claimed(real_store, session, asking("held"), clock=clock)
+    for _ in range(2):
+        log = real_store.log(clock=clock)
+        await log.wait(await log.load(session, token_limit=0), limit=2, seconds=12)
+        assert log.usage.write_units == 1

@@ -127,14 +127,41 @@ async def test_the_same_request_is_answered_once(store: Store) -> None:
     assert (await store.log().load(store.session(), token_limit=1000)).total_turns == 1
 
 
-async def test_a_request_is_recognised_for_sixteen_turns_though_it_left_the_window(store: Store) -> None:
-    """The last 16 requests are known by the state item alone, however small the window is."""
+async def test_a_request_is_recognised_for_64_turns_though_it_left_the_window(store: Store) -> None:
+    """The last 64 requests are known by the state item alone, however small the window is."""
     first = await say(store.log(), store.session(), "first", key="k")
-    for i in range(15):
-        await say(store.log(), store.session(), str(i))
+    for i in range(63):
+        await say(store.log(), store.session(), str(i), limit=0)
     assert await say(store.log(), store.session(), "first", key="k", limit=0) == first
-    await say(store.log(), store.session(), "the seventeenth")
-    assert (await say(store.log(), store.session(), "first", key="k", limit=0)).number == 18
+    await say(store.log(), store.session(), "the 65th", limit=0)
+    assert (await say(store.log(), store.session(), "first", key="k", limit=0)).number == 66
+
+
+async def test_a_release_that_remembers_fewer_requests_does_no_harm(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old code that runs beside this one keeps 16 requests: those are recognised by both, and no other is mistaken."""
+    turns = [await say(store.log(), store.session(), str(i), key=str(i), limit=0) for i in range(20)]
+    with monkeypatch.context() as old:
+        old.setattr(codec, "RECENT_REQUESTS", 16)
+        turns += [await say(store.log(), store.session(), str(i), key=str(i), limit=0) for i in (20, 21)]
+        assert await say(store.log(), store.session(), "6", key="6", limit=0) == turns[6]
+    turns += [await say(store.log(), store.session(), str(i), key=str(i), limit=0) for i in range(22, 25)]
+    for i in range(6, 25):
+        assert await say(store.log(), store.session(), str(i), key=str(i), limit=0) == turns[i]
+    assert (await say(store.log(), store.session(), "5", key="5", limit=0)).number == 26
+
+
+async def test_a_request_that_failed_often_is_looked_up_as_fast_as_any(store: Store) -> None:
+    """Attempts that came to nothing are not asked for the answer, however many of them are remembered."""
+    for i in range(8):
+        claim = await claimed(store, store.session(), asking("again", "k"))
+        failed = claim.failed("model_error", exchange("again", "")[:1], at=utc_now(), instance="test")
+        await store.log().commit(claim, failed)
+        await say(store.log(), store.session(), str(i), limit=0)
+    log = store.log()
+    assert not (await log.load(store.session(), token_limit=0, request=asking("again", "k"))).answered
+    assert log.usage.calls == 1
 
 
 async def test_a_request_id_with_another_body_is_refused(store: Store) -> None:
