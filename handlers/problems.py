@@ -21,6 +21,7 @@ from memory.turns import (
     RequestIdReused,
     SessionNotFound,
     TableUnavailable,
+    TooManySessions,
     TooManyWaiting,
     TurnInProgress,
     TurnNotFound,
@@ -100,6 +101,12 @@ class Kind(Enum):
         409,
         "The history was replaced while it was read",
         "The session was deleted or rewritten since reading it began.",
+    )
+    TOO_MANY_SESSIONS = (
+        "too-many-sessions",
+        409,
+        "The caller has as many sessions as one may have",
+        "The request would make one session more than `MAX_SESSIONS`.",
     )
     TURNS_USED_UP = (
         "turns-used-up",
@@ -237,6 +244,12 @@ def from_error(error: Exception) -> Problem:
                 detail=f"You may take {error.limit} turns in an hour (OWNER_TURNS_PER_HOUR), and have taken them. "
                 f"Nothing of this request was stored: send it again in {error.retry_after} seconds.",
                 retry_after=error.retry_after,
+            )
+        case TooManySessions():
+            return Problem(
+                kind=Kind.TOO_MANY_SESSIONS,
+                detail=f"You have {error.limit} sessions, and may have no more (MAX_SESSIONS). Delete some that you no "
+                "longer need (GET /sessions lists them), or go on in one that you have.",
             )
         case RequestIdReused():
             return bad_field(

@@ -54,6 +54,14 @@ class TurnsUsedUp(ConversationError):
         """Seconds until the next hour begins."""
 
 
+class TooManySessions(ConversationError):
+    """The owner has as many sessions as one may have."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(f"the owner has {limit} sessions already")
+        self.limit = limit
+
+
 class ClaimRefused(ConversationError):
     """The session moved on after it was loaded, or a claim ended in silence: load again."""
 
