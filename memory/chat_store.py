@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Self, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -84,8 +85,8 @@ class _EntryChatStore(AsyncDBChatStore):
     """The ten methods, on a history that can be read, added to, and rid of some messages."""
 
     @abstractmethod
-    async def _read(self, key: str) -> list[_Entry]:
-        """The whole history, oldest first."""
+    async def _read(self, key: str, *, active: bool = False) -> list[_Entry]:
+        """The whole history, oldest first; or at least what is active of it."""
 
     @abstractmethod
     async def _remove(self, key: str, choose: Choice) -> list[ChatMessage]:
@@ -104,10 +105,10 @@ class _EntryChatStore(AsyncDBChatStore):
     ) -> list[ChatMessage]:
         start = offset or 0
         end = None if limit is None else start + limit
-        return _decoded(_having(await self._read(key), status)[start:end])
+        return _decoded(_having(await self._read(key, active=status is MessageStatus.ACTIVE), status)[start:end])
 
     async def count_messages(self, key: str, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
-        return len(_having(await self._read(key), status))
+        return len(_having(await self._read(key, active=status is MessageStatus.ACTIVE), status))
 
     async def add_message(self, key: str, message: ChatMessage, status: MessageStatus = MessageStatus.ACTIVE) -> None:
         await self.add_messages(key, [message], status)
@@ -173,7 +174,7 @@ class TurnChatStore(_EntryChatStore):
         """None: one turn's store knows no other conversation, and its own has no name here."""
         return []
 
-    async def _read(self, key: str) -> list[_Entry]:
+    async def _read(self, key: str, *, active: bool = False) -> list[_Entry]:
         return self._entries
 
     async def _remove(self, key: str, choose: Choice) -> list[ChatMessage]:
@@ -193,28 +194,75 @@ class DynamoDBChatStore(_EntryChatStore):
 
     Keys are the session ids of one owner. Several programs may write to one key at once: every message is kept, what
     was added together stays together, and all readers see one order. Whatever changes a key waits while somebody else
-    does, up to 30 s, and then raises TurnInProgress; every method raises TableUnavailable where the table does not
-    answer; a history with a turn that cannot be read is not rewritten, and raises DamagedTurn.
+    does. If that takes longer than 30 s it raises TurnInProgress, and nothing was changed. Every method raises
+    TableUnavailable if the table does not answer. A history with a turn that cannot be read is not rewritten, and
+    raises DamagedTurn.
 
         store = DynamoDBChatStore.from_table("rehydrate", owner="my-program")
         memory = Memory.from_defaults(session_id="ada", chat_store=store)
+
+    A store can be dumped and validated, copied and pickled, as Context and Memory do. It takes its fields along, and
+    never credentials: a restored store finds those where it is restored, as boto3 does.
     """
 
+    table: str = Field(min_length=1, description="Name of the table.")
     owner: str = Field(min_length=1, description="Owner of the sessions; part of every key in the table.")
-    _log: TurnLog = PrivateAttr()
-    _sessions: DynamoDBSessions = PrivateAttr()
-
-    def __init__(self, *, log: TurnLog, sessions: DynamoDBSessions, owner: str) -> None:
-        super().__init__(owner=owner)  # type: ignore[call-arg] # pydantic's, which takes every field
-        self._log, self._sessions = log, sessions
+    endpoint: str | None = Field(default=None, description="URL of another DynamoDB engine than the region's own.")
+    region: str | None = Field(default=None, description="AWS region; as boto3 is configured if there is none.")
+    retention: timedelta | None = Field(
+        default=None, gt=timedelta(0), description="How long messages are kept that are added from now on."
+    )
+    _connection: "tuple[TurnLog, DynamoDBSessions] | None" = PrivateAttr(default=None)
 
     @classmethod
-    def from_table(cls, table: str, *, owner: str, endpoint: str | None = None, create: bool = False) -> Self:
-        """The store in the table of this name, which is made first where `create` says so."""
-        client = connect(endpoint)
+    def from_table(
+        cls,
+        table: str,
+        *,
+        owner: str,
+        endpoint: str | None = None,
+        region: str | None = None,
+        retention: timedelta | None = None,
+        create: bool = False,
+    ) -> Self:
+        """The store in the table of this name, which is created first if `create` says so.
+
+        With a `retention`, messages that are added from now on expire after so long.
+        """
+        store = cls(table=table, owner=owner, endpoint=endpoint, region=region, retention=retention)
         if create:
-            create_table(client, table)
-        return cls(log=DynamoDBTurnLog(client, table), sessions=DynamoDBSessions(client, table), owner=owner)
+            create_table(connect(endpoint, region), table)
+        return store
+
+    @classmethod
+    def on(cls, *, log: TurnLog, sessions: DynamoDBSessions, table: str, owner: str) -> Self:
+        """The store on a log and sessions of a table. A copy of it connects to the table as boto3 is configured."""
+        store = cls(table=table, owner=owner)
+        store._connection = log, sessions
+        return store
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A store of its own, which connects anew: a connection cannot be copied."""
+        return type(self).model_validate(self.model_dump())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "__pydantic_private__": {"_connection": None}}
+
+    @property
+    def _log(self) -> TurnLog:
+        return self._connected()[0]
+
+    @property
+    def _sessions(self) -> DynamoDBSessions:
+        return self._connected()[1]
+
+    def _connected(self) -> tuple[TurnLog, DynamoDBSessions]:
+        """The log and the sessions, connected at first use."""
+        if self._connection is None:
+            client = connect(self.endpoint, self.region)
+            log = DynamoDBTurnLog(client, self.table, retention=self.retention)
+            self._connection = log, DynamoDBSessions(client, self.table, retention=self.retention)
+        return self._connection
 
     @classmethod
     def class_name(cls) -> str:
@@ -270,8 +318,8 @@ class DynamoDBChatStore(_EntryChatStore):
             after = page[-1].active_at, page[-1].id
         return keys
 
-    async def _read(self, key: str) -> list[_Entry]:
-        return _entries_of((await self._window(key)).turns)
+    async def _read(self, key: str, *, active: bool = False) -> list[_Entry]:
+        return _entries_of((await self._window(key, active=active)).turns)
 
     async def _remove(self, key: str, choose: Choice) -> list[ChatMessage]:
         async def remove() -> list[ChatMessage]:
@@ -291,15 +339,15 @@ class DynamoDBChatStore(_EntryChatStore):
 
     async def _archive(self, key: str, choose: Choice) -> list[ChatMessage]:
         async def archive() -> list[ChatMessage]:
-            window = await self._window(key)
+            window = await self._window(key, active=True)
             if chosen := choose(_entries_of(window.turns)):
                 await self._log.mark(window, archived=chosen[-1].position)
             return _decoded(chosen)
 
         return await _until_applied(archive)
 
-    async def _window(self, key: str) -> Window:
-        return await self._log.load(self._session(key), token_limit=None)
+    async def _window(self, key: str, *, active: bool = False) -> Window:
+        return await self._log.load(self._session(key), token_limit=None, active=active)
 
     def _session(self, key: str) -> Session:
         return Session(owner=self.owner, id=key)
@@ -440,9 +488,11 @@ async def _until_applied(change: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
             return await change()
-        except (ClaimRefused, LeaseLost, TurnInProgress):
+        except (ClaimRefused, LeaseLost, TurnInProgress) as error:
             if clock() >= give_up:
-                raise
+                retry_after = error.retry_after if isinstance(error, TurnInProgress) else 1
+                said = f"others changed this history for {PATIENCE_SECONDS:.0f} s; nothing of this change was stored"
+                raise TurnInProgress(retry_after, said) from error
             await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - jitter, so that writers do not march in step
 
 

@@ -49,6 +49,7 @@ from memory.turns import (
     TurnStatus,
     Usage,
     Window,
+    holding,
     utc_now,
 )
 
@@ -90,15 +91,21 @@ class DynamoDBTurnLog:
     def usage(self) -> Usage:
         return self._table.usage
 
-    async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
-        try:
-            return await self._load(session, token_limit, request, whole=True)
-        except DamagedTurn:  # deleted or rewritten under our eyes; or it is damaged, and then it is so again
-            return await self._load(session, token_limit, request, whole=False)
+    async def load(
+        self, session: Session, *, token_limit: int | None, request: Request | None = None, active: bool = False
+    ) -> Window:
+        def reading() -> Reading:
+            return self._reading(session, token_limit, request, active=active)
 
-    async def _load(self, session: Session, token_limit: int | None, request: Request | None, *, whole: bool) -> Window:
+        try:
+            return await self._load(reading(), whole=True)
+        except DamagedTurn:  # deleted or rewritten under our eyes; or it is damaged, and then it is so again
+            return await self._load(reading(), whole=False)
+
+    async def _load(self, reading: Reading, *, whole: bool) -> Window:
         """The window, with the turns that cannot be read left out; or, if it is to be `whole`, raises DamagedTurn."""
-        reading = await self._read(session, token_limit, request)
+        session, token_limit, request = reading.session, reading.token_limit, reading.request
+        await self._read(reading)
         if whole and (reading.damaged or await self._moved(reading)):
             raise DamagedTurn("what was read is not whole")
         answered = await self._find_answer(reading, request) if request else None
@@ -279,7 +286,9 @@ class DynamoDBTurnLog:
         ]
         try:
             encoded = [codec.encode_turn(session, turn) for turn in turns]
-            await self._table.put_all(item for main, parts in encoded for item in (*parts, main))
+            # Without the lease, writers that add all the time would overtake every rewrite that takes longer than one.
+            async with holding(self, claim):
+                await self._table.put_all(item for main, parts in encoded for item in (*parts, main))
             # Whoever was overtaken at this number must not store a turn that the flip would hide.
             await self.commit(claim, claim.void())
             await self._flip(window, claim, turns, generation)
@@ -315,19 +324,21 @@ class DynamoDBTurnLog:
             if any(now < wanted for now, wanted in zip(there, marks.values(), strict=True)):
                 raise ClaimRefused("somebody else changed the history") from refusal
 
-    async def _read(self, session: Session, token_limit: int | None, request: Request | None) -> Reading:
-        """State and turns in one Query, newest first, for as long as the turns fit."""
-        reading = Reading(
+    def _reading(self, session: Session, token_limit: int | None, request: Request | None, *, active: bool) -> Reading:
+        return Reading(
             session=session,
             token_limit=token_limit,
             now=self._clock(),
             count_tokens=self._count_tokens,
             request=request,
+            active=active,
         )
+
+    async def _read(self, reading: Reading) -> None:
+        """State and turns in one Query, newest first, for as long as the turns fit."""
         await self._descend(reading, codec.STATE_KEY)
         if reading.met_unfinished_rewrite:
             await self._descend(reading, codec.turn_key(reading.generation, codec.LAST_NUMBER))
-        return reading
 
     async def _descend(self, reading: Reading, top: str) -> None:
         pages = self._table.query(

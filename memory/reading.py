@@ -22,6 +22,8 @@ from memory.turns import (
 
 TOKENS_PER_TURN = 500
 """What the first page of a load expects of a turn. Where turns are shorter, a second one follows."""
+ACTIVE_TURNS = 50
+"""Turns in the first page of a load of what is active. A second page has the rest."""
 
 
 @dataclass(kw_only=True)
@@ -33,6 +35,8 @@ class Reading:
     now: datetime
     count_tokens: CountTokens = most_tokens
     request: Request | None = None
+    active: bool = False
+    """Whether to read no further than to what was archived."""
     state: State | None = None
     regenerated: Turn | None = None
     """The turn that the request wants answered again."""
@@ -49,6 +53,8 @@ class Reading:
     """Numbers of the turns that could not be read, with their request ids."""
     newest: int = 0
     """Number of the newest turn that is stored, readable or not."""
+    oldest: int = 0
+    """Number of the last turn that was looked at."""
     highest_generation: int = 0
     pages: int = 0
 
@@ -74,7 +80,16 @@ class Reading:
 
     def page_sizes(self) -> Iterator[int] | None:
         """As many items as the limit may hold; then as many as it may still hold, by the turns that were seen."""
+        if self.active:
+            return self._active_page_sizes()
         return None if self.token_limit is None else self._page_sizes(self.token_limit)
+
+    def _active_page_sizes(self) -> Iterator[int]:
+        """Some turns; then as many as are left above what is archived, and one more, which ends the load."""
+        yield ACTIVE_TURNS + 1
+        while True:
+            archived = self.state.archived_through[0] if self.state else 0
+            yield max(0, self.oldest - archived) + 2
 
     def _page_sizes(self, limit: int) -> Iterator[int]:
         size = limit // TOKENS_PER_TURN + 2
@@ -94,13 +109,15 @@ class Reading:
         self.highest_generation = max(self.highest_generation, generation)
         if self.state is None or generation != self.state.generation:
             return False
-        self.newest = max(self.newest, number)
+        self.newest, self.oldest = max(self.newest, number), number
         if number == self.state.number:
             self.state = codec.corrected(self.state, item)
         if number < self.state.deleted_through[0]:
             return False
         self._notice(item, number)
         if self.followed:  # then it is too late, however far below the turn is
+            return False
+        if self.active and number < self.state.archived_through[0]:
             return False
         if self.token_limit is None or number >= self._to_regenerate > 0:
             return True

@@ -95,7 +95,7 @@ class Silent(TableUnavailable):
     """The table gave no verdict: a write may have been applied, or not."""
 
 
-def connect(endpoint: str | None = None) -> "DynamoDBClient":
+def connect(endpoint: str | None = None, region: str | None = None) -> "DynamoDBClient":
     """A client whose calls end soon: at most two attempts of 1 s to connect and 2 s to answer."""
     config = Config(
         connect_timeout=1,
@@ -103,7 +103,7 @@ def connect(endpoint: str | None = None) -> "DynamoDBClient":
         retries={"total_max_attempts": 2, "mode": "standard"},
         max_pool_connections=16,
     )
-    return _client(config, endpoint=endpoint)
+    return _client(config, endpoint=endpoint, region=region)
 
 
 def prepare() -> None:

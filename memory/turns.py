@@ -3,7 +3,8 @@
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,6 +23,9 @@ Position = tuple[int, int]
 
 START: Position = (0, 0)
 
+HOLDING_SECONDS = 4.0
+"""How often the lease of a claim is renewed that is held for long; a lease takes 10 s."""
+
 
 class ConversationError(Exception):
     """Root of what this package raises on purpose."""
@@ -30,8 +34,8 @@ class ConversationError(Exception):
 class TurnInProgress(ConversationError):
     """Another request of this session is being answered, and was not done in the time there was to wait."""
 
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"the session is answering another request; its lease ends within {retry_after} s")
+    def __init__(self, retry_after: int, text: str = "") -> None:
+        super().__init__(text or f"the session is answering another request; its lease ends within {retry_after} s")
         self.retry_after = retry_after
         """Seconds until the other request is done or its lease has run out."""
 
@@ -359,7 +363,9 @@ class TurnLog(Protocol):
         """What this log has asked of its table so far."""
         ...
 
-    async def load(self, session: Session, *, token_limit: int | None, request: Request | None = None) -> Window:
+    async def load(
+        self, session: Session, *, token_limit: int | None, request: Request | None = None, active: bool = False
+    ) -> Window:
         """The newest turns of a session that fit the limit together; all of them if the limit is None.
 
         The handler's windows (with a limit) hold complete turns only, and none of which something was archived or
@@ -369,6 +375,8 @@ class TurnLog(Protocol):
 
         Raises RequestIdReused if the request's id answered something else, and DamagedTurn if the turn that answered it
         cannot be read. Other damaged turns are left out and reported in the window.
+
+        `active` leaves out the turns below the one up to which everything is archived, without reading them.
 
         For a request that regenerates a turn, the window holds the turns before that one, and it apart. Raises
         SessionNotFound or TurnNotFound where there is none, and NotTheNewestTurn where others followed (failed attempts
@@ -446,6 +454,25 @@ def concluding(messages: Sequence[Message], answer: str, structured: dict[str, A
     if structured is not None:
         beside["structured"] = structured
     return [*before, {**last, **beside}]
+
+
+@asynccontextmanager
+async def holding(log: TurnLog, claim: Claim) -> AsyncIterator[None]:
+    """Renew the claim's lease for as long as the block runs."""
+
+    async def renew() -> None:
+        with suppress(LeaseLost):  # whoever writes under the claim finds out
+            while True:
+                await asyncio.sleep(HOLDING_SECONDS)
+                with suppress(TableUnavailable):  # there is time for another try before the lease ends
+                    await log.renew(claim)
+
+    task = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def take_turn(

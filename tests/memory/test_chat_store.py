@@ -1,11 +1,17 @@
 """LlamaIndex's chat stores over the log: the durable drop-in, and the store of one turn."""
 
 import asyncio
+import copy
 import json
+import os
+import pickle
+import uuid
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import (
     ChatMessage,
     CitableBlock,
@@ -15,11 +21,15 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
     ToolCallBlock,
 )
+from llama_index.core.llms.mock import MockFunctionCallingLLM
 from llama_index.core.memory import Memory
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
+from llama_index.core.workflow import Context
 from sqlalchemy.ext.asyncio import create_async_engine
+from workflows.context.serializers import PickleSerializer
 
+from memory import chat_store as chat_store_module
 from memory.chat_store import (
     DynamoDBChatStore,
     TurnChatStore,
@@ -28,11 +38,17 @@ from memory.chat_store import (
     count_tokens,
     turn_memory,
 )
-from memory.turns import DamagedTurn
-from tests.conftest import Store, answer_again, damage, fail, say
+from memory.dynamodb import DynamoDBTurnLog
+from memory.turns import ClaimRefused, DamagedTurn, LeaseLost, TurnInProgress
+from tests.conftest import TABLE, Clock, Store, answer_again, damage, fail, say, store_at
 
 ACTIVE, ARCHIVED = MessageStatus.ACTIVE, MessageStatus.ARCHIVED
 Steps = Callable[[AsyncDBChatStore], Awaitable[Any]]
+
+
+def on_table(store: Store, log: Any = None) -> DynamoDBChatStore:
+    """The drop-in chat store on a table."""
+    return DynamoDBChatStore.on(table=TABLE, log=log or store.log(), sessions=store.sessions(), owner=store.owner)
 
 
 def message(text: str, role: str = "user") -> ChatMessage:
@@ -49,7 +65,7 @@ def texts(found: list[ChatMessage]) -> str:
 
 @pytest.fixture
 def chat_store(store: Store) -> DynamoDBChatStore:
-    return DynamoDBChatStore(log=store.log(), sessions=store.sessions(), owner=store.owner)
+    return on_table(store)
 
 
 async def added(store: AsyncDBChatStore) -> None:
@@ -197,7 +213,7 @@ async def test_a_message_is_deleted_by_its_index_among_the_active_ones(chat_stor
 
 async def test_a_history_that_cannot_be_read_is_not_rewritten(store: Store) -> None:
     """A turn that only a newer release can read is not lost to a rewrite by this one."""
-    chat_store = DynamoDBChatStore(log=store.log(), sessions=store.sessions(), owner=store.owner)
+    chat_store = on_table(store)
     for text in "abc":
         await chat_store.add_message("talk", message(text))
     damage(store, 2, "v", {"N": "99"})
@@ -251,7 +267,7 @@ def calling(arguments: Any) -> ChatMessage:
 @pytest.mark.parametrize("kind", DIRTY)
 async def test_half_a_character_is_stored_and_counted_as_it_is_sent_to_the_model(moto_store: Store, kind: str) -> None:
     """Wherever it stands, it is replaced once, when the message comes in, so that whatever follows can be encoded."""
-    chat_store = DynamoDBChatStore(log=moto_store.log(), sessions=moto_store.sessions(), owner=moto_store.owner)
+    chat_store = on_table(moto_store)
     of_a_turn = await turn_store(moto_store)
     for store in (chat_store, of_a_turn):
         await store.add_message("k", DIRTY[kind]())
@@ -309,13 +325,11 @@ async def test_what_is_done_to_a_returned_message_never_changes_the_store(chat_s
 
 async def test_one_add_is_one_append(real_store: Store) -> None:
     """Adding to a long history costs three calls, and as many units as adding to a short one."""
-    store = DynamoDBChatStore(log=real_store.log(), sessions=real_store.sessions(), owner=real_store.owner)
+    store = on_table(real_store)
     for i in range(40):
         await store.add_message("k", message(str(i)))
     log = real_store.log()
-    await DynamoDBChatStore(log=log, sessions=real_store.sessions(), owner=real_store.owner).add_message(
-        "k", message("last")
-    )
+    await on_table(real_store, log).add_message("k", message("last"))
     assert log.usage.calls == 3
     assert log.usage.read_units <= 1
     assert log.usage.write_units <= 4
@@ -325,16 +339,12 @@ async def test_concurrent_adds_are_all_kept(real_store: Store) -> None:
     """Programs that write to one key at once lose nothing, and what was added together stays together."""
 
     async def write(writer: str) -> None:
-        store = DynamoDBChatStore(log=real_store.log(), sessions=real_store.sessions(), owner=real_store.owner)
+        store = on_table(real_store)
         for _ in range(5):
             await store.add_messages("k", messages(writer * 2))
 
     await asyncio.gather(*map(write, "abcd"))
-    found = texts(
-        await DynamoDBChatStore(
-            log=real_store.log(), sessions=real_store.sessions(), owner=real_store.owner
-        ).get_messages("k")
-    )
+    found = texts(await on_table(real_store).get_messages("k"))
     pairs = [found[i : i + 2] for i in range(0, len(found), 2)]
     assert sorted(pairs) == ["aa"] * 5 + ["bb"] * 5 + ["cc"] * 5 + ["dd"] * 5
 
@@ -342,7 +352,7 @@ async def test_concurrent_adds_are_all_kept(real_store: Store) -> None:
 async def test_memory_finds_its_history_again(chat_store: DynamoDBChatStore, store: Store) -> None:
     """LlamaIndex's Memory on the drop-in: another process with the same session id has the messages."""
     await Memory.from_defaults(session_id="ada", chat_store=chat_store).aput(message("My name is Ada"))
-    other = DynamoDBChatStore(log=store.log(), sessions=store.sessions(), owner=store.owner)
+    other = on_table(store)
     assert texts(await Memory.from_defaults(session_id="ada", chat_store=other).aget()) == "My name is Ada"
 
 
@@ -360,7 +370,7 @@ async def test_memory_archives_on_the_drop_in(chat_store: DynamoDBChatStore) -> 
 
 def test_memory_works_without_an_event_loop(moto_store: Store) -> None:
     """The synchronous half of Memory works on the drop-in, from call to call."""
-    store = DynamoDBChatStore(log=moto_store.log(), sessions=moto_store.sessions(), owner=moto_store.owner)
+    store = on_table(moto_store)
     memory = Memory.from_defaults(session_id="k", chat_store=store)
     memory.put(message("a"))
     memory.put(message("b"))
@@ -452,3 +462,96 @@ async def test_answers_that_were_given_again_are_not_messages(store: Store, chat
     await chat_store.delete_message("k", 1)
     assert texts(await chat_store.get_messages("k")) == "abagain"
     assert [turn.answer for turn in (await store.log().load(session, token_limit=1000)).turns][-1] == "again"
+
+
+RESTORED = {
+    "dumped": lambda store: DynamoDBChatStore.model_validate(store.model_dump()),
+    "dumped as JSON": lambda store: DynamoDBChatStore.model_validate_json(store.model_dump_json()),
+    "pickled": lambda store: pickle.loads(pickle.dumps(store)),  # noqa: S301 - what was pickled just before
+    "copied": lambda store: store.model_copy(deep=True),
+    "deep-copied": copy.deepcopy,
+    "in a memory's copy": lambda store: (
+        Memory.from_defaults(session_id="k", chat_store=store).model_copy(deep=True).sql_store
+    ),
+}
+
+
+@pytest.mark.parametrize("way", RESTORED)
+async def test_a_store_that_was_copied_or_dumped_goes_on(dynoxide: str, way: str) -> None:
+    """It finds the table again by name, endpoint and region, in another process too, and carries no credentials."""
+    store_at(dynoxide)
+    owner = uuid.uuid4().hex
+    store = DynamoDBChatStore.from_table(
+        TABLE, owner=owner, endpoint=dynoxide, region="us-east-1", retention=timedelta(days=1)
+    )
+    await store.add_message("k", message("a"))
+    restored = RESTORED[way](store)
+    await restored.add_message("k", message("b"))
+    assert texts(await store.get_messages("k")) == "ab"
+    assert restored.model_dump() == store.model_dump()
+    assert not {"test", os.environ["AWS_SECRET_ACCESS_KEY"]} & set(map(str, store.model_dump().values()))
+
+
+async def test_a_workflow_context_can_be_stored_with_its_memory(dynoxide: str) -> None:
+    """`Context.to_dict` pickles the memory that an agent used, and the store in it."""
+    store = DynamoDBChatStore.from_table(TABLE, owner=uuid.uuid4().hex, endpoint=dynoxide, region="us-east-1")
+    store_at(dynoxide)
+    await store.add_message("k", message("a"))
+    context = Context(FunctionAgent(name="a", llm=MockFunctionCallingLLM()))
+    await context.store.set("memory", Memory.from_defaults(session_id="k", chat_store=store))
+    kept = json.loads(json.dumps(context.to_dict(serializer=PickleSerializer())))
+    restored = Context.from_dict(
+        FunctionAgent(name="a", llm=MockFunctionCallingLLM()), kept, serializer=PickleSerializer()
+    )
+    memory = await restored.store.get("memory")
+    assert [each.content for each in await memory.aget_all()] == ["a"]
+
+
+async def test_messages_are_kept_for_as_long_as_a_retention_says(dynoxide: str) -> None:
+    """Those that are added with one expire; others stay."""
+    store = store_at(dynoxide)
+    kept = DynamoDBChatStore.from_table(TABLE, owner=store.owner, endpoint=dynoxide)
+    brief = DynamoDBChatStore.from_table(TABLE, owner=store.owner, endpoint=dynoxide, retention=timedelta(days=1))
+    await brief.add_message("brief", message("a"))
+    await kept.add_message("kept", message("a"))
+    tomorrow = Clock()
+    tomorrow.now += timedelta(days=1, minutes=1)
+    log = store.log(clock=tomorrow)
+    left = [await log.load(store.session(name), token_limit=None) for name in ("brief", "kept")]
+    assert [len(window.turns) for window in left] == [0, 1]
+
+
+@pytest.mark.parametrize("error", [ClaimRefused("was faster"), LeaseLost("overtook"), TurnInProgress(7)], ids=repr)
+async def test_whoever_is_always_overtaken_is_told_that_others_are_busy(
+    moto_store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """After 30 s it is one error, whatever the others did, and nothing was changed."""
+
+    async def overtaken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(chat_store_module, "PATIENCE_SECONDS", 0.0)
+    store = on_table(moto_store)
+    monkeypatch.setattr(DynamoDBTurnLog, "commit", overtaken)
+    with pytest.raises(TurnInProgress, match="nothing of this change was stored") as raised:
+        await store.add_message("k", message("a"))
+    assert raised.value.__cause__ is error
+
+
+async def test_what_is_archived_costs_nothing_to_who_does_not_ask_for_it(real_store: Store) -> None:
+    """Reading, counting and archiving active messages takes the same units, however many messages are archived."""
+    costs = []
+    for archived in (160, 400):  # both fill the ring of request ids
+        name = f"k{archived}"
+        writer = on_table(real_store)
+        await writer.set_messages(name, messages("x" * archived))
+        await writer.archive_oldest_messages(name, archived)
+        await writer.add_messages(name, messages("abcd"))
+        log = real_store.log()
+        reader = on_table(real_store, log)
+        assert texts(await reader.get_messages(name)) == "abcd"
+        assert await reader.count_messages(name) == 4
+        assert texts(await reader.archive_oldest_messages(name, 2)) == "ab"
+        costs.append((log.usage.calls, log.usage.read_units))
+        assert texts(await reader.get_messages(name, None)) == "x" * archived + "abcd"
+    assert costs[0] == costs[1]

@@ -14,7 +14,7 @@ from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from memory.chat_store import DynamoDBChatStore
-from tests.conftest import Store
+from tests.conftest import TABLE, Store
 
 KEYS = st.sampled_from(["k", "another key/with #"])
 STATUS = st.sampled_from(list(MessageStatus))
@@ -91,7 +91,7 @@ def side_by_side(store: Store, scenario: Callable[[AsyncDBChatStore], Awaitable[
     """What the scenario comes to on ours, and on theirs."""
 
     async def both() -> tuple[Any, Any]:
-        ours = DynamoDBChatStore(log=store.log(), sessions=store.sessions(), owner=store.owner)
+        ours = DynamoDBChatStore.on(table=TABLE, log=store.log(), sessions=store.sessions(), owner=store.owner)
         for key in await ours.get_keys():  # of the example before
             await ours.delete_messages(key)
         engine = create_async_engine("sqlite+aiosqlite:///:memory:")
