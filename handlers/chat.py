@@ -139,6 +139,7 @@ def begin(exchange: Exchange) -> Conversation:
         token_limit=settings.token_limit,
         max_result_chars=settings.max_tool_result_chars,
         wait_seconds=settings.turn_wait_seconds,
+        max_waiting=settings.max_waiting,
         deadline=deadline(exchange.context),
         allowance=allowance(exchange),
         progress=Progress(traced=step),

@@ -92,6 +92,8 @@ class Conversation:
     max_result_chars: int
     """Of a tool's result."""
     wait_seconds: float
+    max_waiting: int | None = None
+    """Requests that may wait for one session; None is no limit."""
     deadline: float
     allowance: DynamoDBAllowance | None = None
     """What an owner may do; without one there is no limit."""
@@ -100,7 +102,8 @@ class Conversation:
     async def answer(self, ask: Ask) -> AsyncGenerator[Happened | Answered]:
         """Answer in view of all turns before this one; yields what happens, and at last the stored turn.
 
-        Raises NoTimeLeft, AgentFailed once the failed turn is stored, TurnsUsedUp, and what a TurnLog raises.
+        Raises NoTimeLeft, AgentFailed once the failed turn is stored, TurnsUsedUp, TooManySessions, and
+        what a TurnLog raises.
         """
         progress, session = self.progress, ask.session
         with progress.timing("load"):
@@ -154,6 +157,7 @@ class Conversation:
                 patience=patience,
                 title=ask.message,
                 admit=admit,
+                max_waiting=self.max_waiting,
             )
 
     def _run(self, message: str, memory: Memory, lease: asyncio.Task[None]) -> AsyncGenerator[Happened | Concluded]:
@@ -218,14 +222,17 @@ async def counted(
 ) -> AsyncIterator[Callable[[Window], Awaitable[None]]]:
     """Count a turn of the owner while its session is loaded, and yield what waits for the verdict before the claim.
 
-    So the count costs no time. It also counts the copy of a request that was answered before, which only the load
-    tells; but the copy is answered even if no turn is left.
+    If the turn would begin a session, that also checks whether the owner may have one more. The count costs no time. It
+    also counts the copy of a request that was answered before, which only the load tells; but the copy is answered even
+    if no turn is left.
     """
     counting = asyncio.create_task(allowance.spend_turn(owner)) if allowance else None
 
-    async def admit(_: Window) -> None:
-        if counting:
+    async def admit(window: Window) -> None:
+        if allowance and counting:
             await counting
+            if window.live is None:
+                await allowance.check_sessions(owner)
 
     try:
         yield admit

@@ -179,8 +179,13 @@ def table_client(endpoint: str | None) -> "DynamoDBClient":
 def allowance(exchange: Exchange) -> DynamoDBAllowance:
     """What the settings let an owner do."""
     settings = exchange.settings
-    client = table_client(settings.dynamodb_endpoint)
-    found = DynamoDBAllowance(client, settings.table_name, turns_per_hour=settings.owner_turns_per_hour)
+    is_new = exchange.caller is not None and exchange.caller.source == "new"
+    found = DynamoDBAllowance(
+        table_client(settings.dynamodb_endpoint),
+        settings.table_name,
+        turns_per_hour=settings.owner_turns_per_hour,
+        max_sessions=0 if is_new else settings.max_sessions,  # who is new has none to count
+    )
     exchange.usages.append(found.usage)
     return found
 

@@ -37,6 +37,7 @@ _OWN = (Kind.UNAUTHORIZED, Kind.FOREIGN_ORIGIN, Kind.INVALID, Kind.UNAVAILABLE)
 _BODY = (Kind.MEDIA_TYPE, Kind.TOO_LARGE)
 _ONE = (*_OWN, Kind.SESSION_NOT_FOUND, Kind.NOT_FOUND)
 _TURN = (Kind.TURN_IN_PROGRESS, Kind.TURNS_USED_UP, Kind.KEY_REUSED, Kind.AGENT_FAILED, Kind.AGENT_TIMED_OUT)
+_FORK = (Kind.TOO_MANY_SESSIONS, Kind.TURNS_USED_UP)
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/chat"): Operation(
@@ -44,7 +45,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body=shapes.ChatRequest,
         headers=("idempotency-key", "x-session-id"),
         responses={200: shapes.ChatAnswer},
-        problems=(*_OWN, *_TURN, *_BODY),
+        problems=(*_OWN, *_TURN, *_BODY, Kind.TOO_MANY_SESSIONS),
     ),
     ("POST", "/sessions/{id}/turns/{n}/regenerate"): Operation(
         summary="Answer the newest turn again; its old answer stays in the history as superseded",
@@ -58,7 +59,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body_optional=True,
         headers=("idempotency-key",),
         responses={201: shapes.SessionSummary},
-        problems=(*_OWN, *_BODY, Kind.KEY_REUSED, Kind.SESSION_NOT_FOUND),
+        problems=(*_OWN, *_BODY, Kind.TOO_MANY_SESSIONS, Kind.KEY_REUSED, Kind.SESSION_NOT_FOUND),
     ),
     ("GET", "/sessions"): Operation(
         summary="The caller's sessions, the last active first",
@@ -105,8 +106,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         body=shapes.ForkRequest,
         body_optional=True,
         headers=("idempotency-key",),
-        responses={201: shapes.SessionSummary},
-        problems=(*_ONE, *_BODY, Kind.TURN_NOT_FOUND, Kind.KEY_REUSED, Kind.HISTORY_CHANGED),
+        responses={201: shapes.Forked},
+        problems=(*_ONE, *_BODY, Kind.TURN_NOT_FOUND, *_FORK, Kind.KEY_REUSED, Kind.HISTORY_CHANGED),
     ),
     ("GET", "/openapi.json"): Operation(summary="This document", responses={200: None}),
 }

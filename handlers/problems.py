@@ -21,6 +21,8 @@ from memory.turns import (
     RequestIdReused,
     SessionNotFound,
     TableUnavailable,
+    TooManySessions,
+    TooManyWaiting,
     TurnInProgress,
     TurnNotFound,
     TurnsUsedUp,
@@ -86,7 +88,7 @@ class Kind(Enum):
         "turn-in-progress",
         409,
         "Another request of this session comes first",
-        "The session was answering another request for too long; see `Retry-After`.",
+        "The session was answering another request for too long, or others wait for it already; see `Retry-After`.",
     )
     NOT_THE_NEWEST = (
         "not-the-newest-turn",
@@ -99,6 +101,12 @@ class Kind(Enum):
         409,
         "The history was replaced while it was read",
         "The session was deleted or rewritten since reading it began.",
+    )
+    TOO_MANY_SESSIONS = (
+        "too-many-sessions",
+        409,
+        "The caller has as many sessions as one may have",
+        "The request would make one session more than `MAX_SESSIONS`.",
     )
     TURNS_USED_UP = (
         "turns-used-up",
@@ -217,6 +225,13 @@ def from_error(error: Exception) -> Problem:
     match error:
         case Problem():
             return error
+        case TooManyWaiting():
+            return Problem(
+                kind=Kind.TURN_IN_PROGRESS,
+                detail=f"The session is answering a request, and no more than {error.limit} others may wait for it "
+                "(MAX_WAITING). Nothing of this one was stored: send it again when the others have their answers.",
+                retry_after=error.retry_after,
+            )
         case TurnInProgress() | LeaseLost():
             return Problem(
                 kind=Kind.TURN_IN_PROGRESS,
@@ -229,6 +244,12 @@ def from_error(error: Exception) -> Problem:
                 detail=f"You may take {error.limit} turns in an hour (OWNER_TURNS_PER_HOUR), and have taken them. "
                 f"Nothing of this request was stored: send it again in {error.retry_after} seconds.",
                 retry_after=error.retry_after,
+            )
+        case TooManySessions():
+            return Problem(
+                kind=Kind.TOO_MANY_SESSIONS,
+                detail=f"You have {error.limit} sessions, and may have no more (MAX_SESSIONS). Delete some that you no "
+                "longer need (GET /sessions lists them), or go on in one that you have.",
             )
         case RequestIdReused():
             return bad_field(

@@ -15,7 +15,7 @@ from aws_lambda_powertools.event_handler import Response
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from handlers import cursor, openapi, views
-from handlers.front import Front, deadline, identified, json_response, table_client
+from handlers.front import Front, allowance, deadline, identified, json_response, table_client
 from handlers.identity import new_caller
 from handlers.problems import unavailable
 from handlers.report import Exchange, entry_point
@@ -23,6 +23,7 @@ from handlers.request import body_hash, idempotency_key, known, read_body, read_
 from handlers.shapes import (
     LIST_PLACE,
     TURN_PLACE,
+    Forked,
     ForkRequest,
     NewSession,
     Page,
@@ -35,7 +36,7 @@ from handlers.shapes import (
 )
 from memory.dynamodb import DynamoDBTurnLog
 from memory.sessions import DynamoDBSessions
-from memory.turns import Session, SessionNotFound, State, TurnNotFound
+from memory.turns import Session, SessionNotFound, State, TooManySessions, TurnNotFound
 
 ANSWER_SECONDS = 2.0
 """Kept back of an invocation, so that what could not be finished is said."""
@@ -62,11 +63,18 @@ async def describe(exchange: Exchange) -> Response[str]:
 @front.route("POST", "/sessions")
 async def create(exchange: Exchange) -> Response[str]:
     """An empty session with an id of its own."""
-    owner = identified(exchange).owner
+    caller = identified(exchange)
     body = read_body(exchange.event, NewSession, limit=exchange.settings.max_body_bytes, optional=True)
-    session, asked = _new_session(exchange, owner, "POST /sessions", body.title)
+    session, asked = _new_session(exchange, caller.owner, "POST /sessions", body.title)
     exchange.taken = True
-    state, new = await _sessions(exchange).create(session, title=body.title or "", asked=asked)
+    sessions = _sessions(exchange)
+    try:
+        await allowance(exchange).check_sessions(caller.owner)
+    except TooManySessions:
+        if made := await sessions.made(session, asked):  # by an earlier copy of this request
+            return _made(session, made, new=False)
+        raise
+    state, new = await sessions.create(session, title=body.title or "", asked=asked)
     return _made(session, state, new=new)
 
 
@@ -195,16 +203,26 @@ async def fork(exchange: Exchange) -> Response[str]:
     target, asked = _new_session(exchange, source.owner, "POST /sessions/{id}/fork", source.id, body.turn, body.title)
     sessions = _sessions(exchange)
     if made := await sessions.made(target, asked):  # whatever became of the source since
-        return _made(target, made, new=False)
+        return _forked(target, made, new=False)
+    limits = allowance(exchange)
+    await limits.check_sessions(source.owner)
+    await limits.spend_turn(source.owner)  # it may write as much as many turns did
     try:
         async with asyncio.timeout_at(deadline(exchange.context) - ANSWER_SECONDS):
             through = body.turn or await _newest(sessions, source)
-            state, new = await sessions.fork(source, through, target, title=body.title or "", asked=asked)
+            state, new = await sessions.fork(
+                source,
+                through,
+                target,
+                title=body.title or "",
+                asked=asked,
+                max_turns=exchange.settings.fork_max_turns,
+            )
     except TimeoutError as error:
         raise unavailable(
             "The turns could not all be copied in time, and nothing was made. Fork at an older turn."
         ) from error
-    return _made(target, state, new=new)
+    return _forked(target, state, new=new)
 
 
 class _Deleted:
@@ -274,6 +292,12 @@ def _made(session: Session, state: State, *, new: bool) -> Response[str]:
     return json_response(HTTPStatus.CREATED, body, replayed=not new)
 
 
+def _forked(session: Session, state: State, *, new: bool) -> Response[str]:
+    summary = views.summary(session.id, state.title, state.created_at, state.active_at)
+    body = Forked(**summary.model_dump(), first_turn=state.deleted_through[0] or 1)
+    return json_response(HTTPStatus.CREATED, body, replayed=not new)
+
+
 def _nothing() -> Response[str]:
     return Response(HTTPStatus.NO_CONTENT.value)
 
@@ -285,7 +309,9 @@ def _removing(sessions: int, detail: str) -> Response[str]:
 def _sessions(exchange: Exchange) -> DynamoDBSessions:
     settings = exchange.settings
     client = table_client(settings.dynamodb_endpoint)
-    sessions = DynamoDBSessions(client, settings.table_name, retention=settings.retention)
+    sessions = DynamoDBSessions(
+        client, settings.table_name, retention=settings.retention, empty_retention=settings.empty_retention
+    )
     exchange.usages.append(sessions.usage)
     return sessions
 

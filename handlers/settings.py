@@ -81,8 +81,17 @@ class Settings(BaseModel):
     turn_wait_seconds: float = Field(default=12, ge=0)
     """How long a request waits for another one of its session; longer than the 10 s of a dead invocation's lease."""
 
+    max_waiting: int = Field(default=2, ge=0)
+    """Requests that may wait for one session at a time, each of which holds an instance; others get 409 at once."""
     owner_turns_per_hour: int = Field(default=0, ge=0)
     """Turns that an owner may take in an hour of the clock; 0 is no limit, and saves a write unit a turn."""
+
+    max_sessions: int = Field(default=1_000, ge=0)
+    """Sessions that an owner may have; 0 is no limit, and saves a small read for each new one."""
+    fork_max_turns: int = Field(default=200, gt=0)
+    """Turns that a fork copies, the newest ones up to the turn where it branches off."""
+    empty_session_days: int = Field(default=7, ge=0, le=36_500)
+    """Days after which a session in which nothing was ever said is gone; 0 keeps those."""
 
     identity_sources: Annotated[tuple[IdentitySource, ...], BeforeValidator(_listed)] = Field(
         default=("token",), min_length=1
@@ -166,6 +175,10 @@ class Settings(BaseModel):
         if self.retention_days is None and self.identity_sources == ("token",):
             return timedelta(days=self.token_days)
         return timedelta(days=self.retention_days) if self.retention_days else None
+
+    @property
+    def empty_retention(self) -> timedelta | None:
+        return timedelta(days=self.empty_session_days) if self.empty_session_days else None
 
     @model_validator(mode="after")
     def _window_fits(self) -> Self:

@@ -131,6 +131,15 @@ class SessionSummary(_Shape):
     last_active_at: datetime = Field(description="In whole minutes.")
 
 
+class Forked(SessionSummary):
+    """A session that was forked from another one."""
+
+    first_turn: int = Field(
+        description="No turn below this number was copied. A fork takes the newest turns, as many as `FORK_MAX_TURNS` "
+        "says; older ones stay in the session that was forked."
+    )
+
+
 class WindowNow(_Shape):
     """What the model would be shown if something were said now."""
 

@@ -1,13 +1,15 @@
-"""What an owner may do in an hour, counted in the table, so that all instances count together."""
+"""What an owner may do and have, counted in the table, so that all instances count together."""
 
 from collections.abc import Callable
+from contextlib import aclosing
 from datetime import datetime, timedelta
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from memory import codec
 from memory.items import new_token
-from memory.table import Refused, Table
-from memory.turns import TurnsUsedUp, Usage, utc_now
+from memory.table import INDEX, Refused, Table
+from memory.turns import TooManySessions, TurnsUsedUp, Usage, utc_now
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -27,11 +29,13 @@ class DynamoDBAllowance:
         table: str,
         *,
         turns_per_hour: int = 0,
+        max_sessions: int = 0,
         clock: Callable[[], datetime] = utc_now,
         new_token: Callable[[], str] = new_token,
     ) -> None:
         self._table = Table(client, table)
         self._turns_per_hour = turns_per_hour
+        self._max_sessions = max_sessions
         self._clock = clock
         self._new_token = new_token
 
@@ -67,3 +71,29 @@ class DynamoDBAllowance:
                 return
             seconds = max(1, round((end - now).total_seconds()))
             raise TurnsUsedUp(limit=self._turns_per_hour, retry_after=seconds) from refusal
+
+    async def check_sessions(self, owner: str) -> None:
+        """See that the owner may have one more session. Raises TooManySessions.
+
+        One read of the index, of as many entries as there are, up to the limit: half a unit for each 20 or so. The
+        index lags behind by a moment, so sessions that are made at once can be a few too many.
+        """
+        if self._max_sessions and await self._count_sessions(owner) >= self._max_sessions:
+            raise TooManySessions(limit=self._max_sessions)
+
+    async def _count_sessions(self, owner: str) -> int:
+        pages = self._table.query(
+            "#owner = :owner",
+            {":owner": codec.owner_key(owner)},
+            index=INDEX,
+            page_sizes=repeat(self._max_sessions),
+            ProjectionExpression="expires_at",
+            ExpressionAttributeNames={"#owner": "owner"},
+        )
+        count, now = 0, self._clock()
+        async with aclosing(pages):
+            async for page in pages:
+                count += sum(not codec.is_expired(item, now) for item in page)
+                if count >= self._max_sessions:
+                    break
+        return count

@@ -42,6 +42,7 @@ HASH_BYTES = 8
 UNANSWERED = bytes(HASH_BYTES)
 """Stands in the place of a request that failed: no copy of it can be given the answer."""
 LONGEST_OWNER = 512
+WAITERS_APART = 10**6
 
 STATE_KEY = "state"
 TURN_PREFIX = "TURN#"
@@ -233,6 +234,7 @@ def decode_state(item: Mapping[str, Any]) -> State:
         archived_through=decode_position(item.get("archived_through")),
         deleted_through=decode_position(item.get("deleted_through")),
         marker=item.get("marker", ""),
+        waiters=tuple(int(until) for until in item.get("waiters", ())),
         title=item.get("title", ""),
         created_at=_moment(item.get("created_at")),
         active_at=_moment(item.get("active_at")),
@@ -240,6 +242,16 @@ def decode_state(item: Mapping[str, Any]) -> State:
         asked=item.get("asked", ""),
         deleted="deleted_at" in item,
     )
+
+
+def encode_waiter(until: datetime, token: str) -> int:
+    """A request that waits: the milliseconds until which it does, and digits of its token, since many come at once."""
+    return timestamp(until) * WAITERS_APART + zlib.crc32(token.encode()) % WAITERS_APART
+
+
+def waits(waiter: int, now: datetime) -> bool:
+    """Whether a request still waits."""
+    return waiter // WAITERS_APART > timestamp(now)
 
 
 def expiry(moment: datetime | None) -> Item:

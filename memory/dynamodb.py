@@ -43,6 +43,7 @@ from memory.turns import (
     SessionNotFound,
     State,
     TableUnavailable,
+    TooManyWaiting,
     Turn,
     TurnInProgress,
     TurnStatus,
@@ -124,7 +125,7 @@ class DynamoDBTurnLog:
             damaged=tuple(reading.damaged),
         )
 
-    async def claim(self, window: Window, request: Request, *, title: str = "") -> Claim:
+    async def claim(self, window: Window, request: Request, *, title: str = "", waiter: int | None = None) -> Claim:
         now, token, number = self._clock(), self._new_token(), window.next_number
         state = State(
             generation=window.generation,
@@ -141,8 +142,9 @@ class DynamoDBTurnLog:
         else:
             shown |= {"created_at": codec.second(now)} | named
         values = codec.encode_state(state) | shown | codec.expiry(state_expiry(self._retention, now, window.live))
+        values |= {"waiters": others} if (others := self._waiters(window, but=waiter)) else {}
         values["recent"] = self._recent(window, once | values)
-        left = {"expires_at", "deleted_at"} if window.live else {"expires_at", "deleted_at", "title", "asked"}
+        left = {"expires_at", "deleted_at", "waiters"} | (set() if window.live else {"title", "asked"})
         try:
             await self._table.update_state(
                 window.session,
@@ -170,6 +172,42 @@ class DynamoDBTurnLog:
             supersedes=to_supersede(window.regenerated) if window.regenerated else None,
             expires_at=self._turn_expiry(now),
         )
+
+    async def wait(self, window: Window, *, limit: int, seconds: float) -> int:
+        """A compare-and-swap of the list of waiters, which the claims that happen anyway shorten again."""
+        others = self._waiters(window)
+        if len(others) >= limit or window.state is None:
+            raise TooManyWaiting(limit=limit, retry_after=max(1, math.ceil(window.busy_seconds)))
+        waiter = codec.encode_waiter(self._clock() + timedelta(seconds=seconds), self._new_token())
+        try:
+            await self._change_waiters(window, [*others, waiter])
+        except Refused as refusal:
+            if waiter not in refusal.item.get("waiters", []):
+                raise ClaimRefused("the session or its waiters changed") from refusal
+        return waiter
+
+    async def stop_waiting(self, window: Window, waiter: int) -> None:
+        with suppress(Refused, TableUnavailable):  # then it ends by itself, when its time is over
+            await self._change_waiters(window, self._waiters(window, but=waiter))
+
+    async def _change_waiters(self, window: Window, waiters: list[int]) -> None:
+        """Swap the list of waiters, if neither it nor the holder has changed since the load."""
+        state = window.state
+        if state is None:
+            return
+        unchanged = "#waiters = :seen_waiters" if state.waiters else "attribute_not_exists(#waiters)"
+        await self._table.update_state(
+            window.session,
+            {"waiters": waiters},
+            condition=f"{HELD} AND {unchanged}",
+            seen={":seen": state.holder} | ({":seen_waiters": list(state.waiters)} if state.waiters else {}),
+            persistent=True,
+        )
+
+    def _waiters(self, window: Window, *, but: int | None = None) -> list[int]:
+        """Those that still wait for the session."""
+        known, now = window.state.waiters if window.state else (), self._clock()
+        return [waiter for waiter in known if waiter != but and codec.waits(waiter, now)]
 
     async def renew(self, claim: Claim) -> None:
         lease = {"lease_until": codec.timestamp(self._clock() + LEASE)}
@@ -206,7 +244,7 @@ class DynamoDBTurnLog:
                     values | codec.expiry(now + codec.STATE_OUTLIVES),
                     # Above every generation that was ever reserved: nothing that is or will be written is in it.
                     count_up=["generation", "reserved"],
-                    remove=["recent", "asked", *INDEXED, *MARKS],
+                    remove=["recent", "asked", "waiters", *INDEXED, *MARKS],
                     condition=SAME_GENERATION,
                     seen={":seen_generation": seen.generation},
                     persistent=True,

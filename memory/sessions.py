@@ -69,11 +69,13 @@ class DynamoDBSessions:
         table: str,
         *,
         retention: timedelta | None = None,
+        empty_retention: timedelta | None = None,
         clock: Callable[[], datetime] = utc_now,
         new_token: Callable[[], str] = new_token,
     ) -> None:
         self._table = Items(client, table)
         self._retention = retention
+        self._empty_retention = empty_retention
         self._clock = clock
         self._new_token = new_token
 
@@ -85,9 +87,13 @@ class DynamoDBSessions:
     async def create(self, session: Session, *, title: str = "", asked: str = "") -> tuple[State, bool]:
         """Make an empty session, and say whether it is new; not so where the same request (`asked`) made it before.
 
-        Raises RequestIdReused where another request made it.
+        It expires after the retention of empty sessions, unless a turn is claimed in it. Raises RequestIdReused where
+        another request made it.
         """
         item = await self._unborn(session) | self._birth(session, title, asked)
+        if self._empty_retention:
+            empty = codec.expiry(self._clock() + self._empty_retention)["expires_at"]
+            item["expires_at"] = min(empty, item.get("expires_at", empty))
         try:
             await self._table.put_new(item)
         except Refused as refusal:
@@ -172,9 +178,19 @@ class DynamoDBSessions:
             raise HistoryReplaced
 
     async def fork(
-        self, source: Session, through: int, target: Session, *, title: str = "", asked: str = ""
+        self,
+        source: Session,
+        through: int,
+        target: Session,
+        *,
+        title: str = "",
+        asked: str = "",
+        max_turns: int | None = None,
     ) -> tuple[State, bool]:
         """Make a session that holds the source's turns up to number `through`, and say whether it is new.
+
+        Of more than `max_turns` it holds the newest, which are those that a model is shown. The others stay in the
+        source, and count as deleted here.
 
         The copies lie in a generation that nobody reads until the one write that shows them. Raises TurnNotFound where
         the source has no such turn, and HistoryReplaced where it was deleted or rewritten meanwhile.
@@ -185,8 +201,9 @@ class DynamoDBSessions:
         except Refused as refusal:
             return self._made_before(refusal.item, asked), False
         try:
-            await self._copy(source, state, through, target, generation)
+            first = await self._copy(source, state, through, target, generation, max_turns)
             born = self._birth(target, title or state.title, asked, turns=state)
+            born |= {"deleted_through": codec.encode_position((first, 0))} if first else {}
             made = await self._show(target, holder, generation, through, born)
         except (SessionNotFound, TurnNotFound, HistoryReplaced):  # not TableUnavailable: it may have been shown then
             await self._sweep(target, generation, generation + 1)
@@ -238,11 +255,17 @@ class DynamoDBSessions:
         )
         return item["holder"], int(counter["reserved"])
 
-    async def _copy(self, source: Session, state: State, through: int, target: Session, generation: int) -> None:
-        """Write copies of the turns up to `through` into the target's generation, under their numbers."""
+    async def _copy(
+        self, source: Session, state: State, through: int, target: Session, generation: int, max_turns: int | None
+    ) -> int:
+        """Write copies of the turns up to `through` into the target's generation, under their numbers.
+
+        Number of the oldest copy, if there were more to copy than `max_turns`; else 0.
+        """
         items: list[Item] = []
-        newest = 0
-        async with aclosing(self._stored(source, state, through)) as stored:
+        newest = oldest = copied = cut = 0
+        page_size = max_turns + 1 if max_turns else None
+        async with aclosing(self._stored(source, state, through, page_size=page_size)) as stored:
             async for item in stored:
                 # As it is stored: a turn that supersedes it says so in the copy as well, if it is among them.
                 entry = await self._entry(item, state, 0)
@@ -253,6 +276,10 @@ class DynamoDBSessions:
                     break
                 if entry.turn is None:
                     continue
+                if copied == max_turns:
+                    cut = oldest
+                    break
+                copied, oldest = copied + 1, entry.number
                 # Its request was another session's: the same key can be used anew here.
                 copy = replace(entry.turn, generation=generation, request=Request(id="", body_hash=""))
                 main, parts = codec.encode_turn(target, copy)
@@ -264,6 +291,7 @@ class DynamoDBSessions:
         await self.unchanged(source, state)
         if newest != through:
             raise TurnNotFound
+        return cut
 
     async def _show(self, target: Session, holder: str, generation: int, number: int, born: Item) -> State:
         """Make a fork appear with all of its turns. Raises Refused where another attempt was faster."""

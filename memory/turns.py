@@ -40,6 +40,14 @@ class TurnInProgress(ConversationError):
         """Seconds until the other request is done or its lease has run out."""
 
 
+class TooManyWaiting(TurnInProgress):
+    """As many requests of this session as may wait are waiting already."""
+
+    def __init__(self, *, limit: int, retry_after: int) -> None:
+        super().__init__(retry_after)
+        self.limit = limit
+
+
 class TurnsUsedUp(ConversationError):
     """The owner has taken all turns that an hour may have."""
 
@@ -48,6 +56,14 @@ class TurnsUsedUp(ConversationError):
         self.limit = limit
         self.retry_after = retry_after
         """Seconds until the next hour begins."""
+
+
+class TooManySessions(ConversationError):
+    """The owner has as many sessions as one may have."""
+
+    def __init__(self, *, limit: int) -> None:
+        super().__init__(f"the owner has {limit} sessions already")
+        self.limit = limit
 
 
 class ClaimRefused(ConversationError):
@@ -198,6 +214,8 @@ class State:
     deleted_through: Position = START
     marker: str = ""
     """Random token of whoever moved one of the two last."""
+    waiters: tuple[int, ...] = ()
+    """The requests that wait for the session, each with the time until which it does; for some that may be over."""
     title: str = ""
     created_at: datetime | None = None
     """None where nothing is to be seen of the session: it was deleted, has expired, or is a fork in the making."""
@@ -366,8 +384,23 @@ class TurnLog(Protocol):
         """
         ...
 
-    async def claim(self, window: Window, request: Request, *, title: str = "") -> Claim:
-        """Take the window's next number. Raises ClaimRefused where the session moved on since it was loaded."""
+    async def claim(self, window: Window, request: Request, *, title: str = "", waiter: int | None = None) -> Claim:
+        """Take the window's next number. Raises ClaimRefused where the session moved on since it was loaded.
+
+        A request that waited says as which ``waiter``, and is none from then on.
+        """
+        ...
+
+    async def wait(self, window: Window, *, limit: int, seconds: float) -> int:
+        """Become one of at most ``limit`` requests that wait for the session, for so many seconds at most.
+
+        Instances that do this at the same time count together. Raises TooManyWaiting, and ClaimRefused if the session
+        or its waiters changed since it was loaded.
+        """
+        ...
+
+    async def stop_waiting(self, window: Window, waiter: int) -> None:
+        """Make room for another waiter, in view of a window that was loaded now."""
         ...
 
     async def renew(self, claim: Claim) -> None:
@@ -451,40 +484,51 @@ async def take_turn(
     patience: float,
     title: str = "",
     admit: Callable[[Window], Awaitable[None]] | None = None,
+    max_waiting: int | None = None,
 ) -> tuple[Window, Claim | None]:
     """Load the session, wait while another request is answered, claim the next turn: over again until it is ours.
 
     ``patience`` is the longest wait in seconds. There is no claim where the window shows that this very request was
     answered before. ``admit`` is asked after each load, before anything is waited for or claimed, and raises if the
-    request may have no turn. Raises TurnInProgress beyond the patience, and what ``load`` raises.
+    request may have no turn. ``max_waiting`` is how many requests may wait for one session, over all instances; None is
+    no limit, and costs no write. Raises TooManyWaiting, TurnInProgress beyond the patience, and what ``load`` raises.
     """
-    give_up = asyncio.get_running_loop().time() + patience
+    clock = asyncio.get_running_loop().time
+    give_up = clock() + patience
+    waiter: int | None = None
     while True:
         window = await log.load(session, token_limit=token_limit, request=request)
         if window.answered:
+            if waiter is not None:
+                await log.stop_waiting(window, waiter)
             return window, None
         if admit:
             await admit(window)
-        silence = None
-        if not window.busy_seconds:
-            try:
-                return window, await log.claim(window, request, title=title)
-            except ClaimRefused as refusal:
-                silence = refusal.__cause__ if isinstance(refusal.__cause__, TableUnavailable) else None
-        if silence and asyncio.get_running_loop().time() >= give_up:
-            raise silence
-        await _wait(log, window, give_up)
+        try:
+            if not window.busy_seconds:
+                return window, await log.claim(window, request, title=title, waiter=waiter)
+            if waiter is None and max_waiting is not None and (left := give_up - clock()) > 0:
+                waiter = await log.wait(window, limit=max_waiting, seconds=left)
+            await _until_free(log, window, give_up)
+        except ClaimRefused as refusal:
+            if clock() >= give_up:
+                silence = refusal.__cause__
+                raise silence if isinstance(silence, TableUnavailable) else TurnInProgress(1) from refusal
+            await _pause()
 
 
-async def _wait(log: TurnLog, window: Window, give_up: float) -> None:
-    """Wait a moment, and on for as long as another request of the session is answered. Raises TurnInProgress."""
-    while True:
+async def _until_free(log: TurnLog, window: Window, give_up: float) -> None:
+    """Wait for as long as another request of the session is answered. Raises TurnInProgress."""
+    while window.busy_seconds:
         if asyncio.get_running_loop().time() >= give_up:
             raise TurnInProgress(max(1, math.ceil(window.busy_seconds)))
-        await asyncio.sleep(random.uniform(0.05, 0.35))  # noqa: S311 - jitter, so that waiting requests spread
-        if not window.busy_seconds:
-            return
+        await _pause()
         window = await log.load(window.session, token_limit=0)  # a look, at the price of one unit
+
+
+async def _pause() -> None:
+    """Let a moment pass, of random length, so that waiting requests spread."""
+    await asyncio.sleep(random.uniform(0.05, 0.35))  # noqa: S311 - jitter
 
 
 def utc_now() -> datetime:

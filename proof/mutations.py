@@ -21,6 +21,8 @@ BUDGETS = "tests/memory/test_budgets.py"
 ALLOWANCE = "tests/memory/test_allowance.py"
 LIMITS = "tests/handlers/test_limits.py"
 SHORTENING = "tests/memory/test_shortening.py"
+WAITING = "tests/memory/test_waiting.py"
+SESSIONS = "tests/memory/test_sessions.py"
 STORE = "tests/memory/test_chat_store.py"
 CONVERSATION = "tests/handlers/test_conversation.py"
 CHAT = "tests/handlers/test_chat.py"
@@ -397,8 +399,26 @@ MUTATIONS = (
     Mutation(
         guarantee="one caller costs no more than the settings say",
         name="nobody waits for the verdict on the count",
-        change=_in_handlers("conversation", "            await counting\n\n", "            pass\n\n"),
+        change=_in_handlers("conversation", "            await counting\n", "            pass\n"),
         test=f"{LIMITS}::test_a_refused_turn_leaves_nothing",
+    ),
+    Mutation(
+        guarantee="one caller costs no more than the settings say",
+        name="each instance counts those who wait for itself",
+        change=_in_memory("dynamodb", 'condition=f"{HELD} AND {unchanged}",', "condition=HELD,"),
+        test=f"{WAITING}::test_who_finds_the_list_changed_loads_again",
+    ),
+    Mutation(
+        guarantee="one caller costs no more than the settings say",
+        name="who has claimed still counts as waiting",
+        change=_in_memory("dynamodb", "self._waiters(window, but=waiter)) else {}", "self._waiters(window)) else {}"),
+        test=f"{WAITING}::test_a_claim_makes_room",
+    ),
+    Mutation(
+        guarantee="one caller costs no more than the settings say",
+        name="a fork copies all there is",
+        change=_in_memory("sessions", "if copied == max_turns:", "if False:"),
+        test=f"{SESSIONS}::test_a_fork_copies_so_many_turns_and_the_newest_ones",
     ),
 )
 

@@ -410,14 +410,14 @@ class TestPermissions:
         called |= {"logs:CreateLogStream", "logs:PutLogEvents", "xray:PutTelemetryRecords", "xray:PutTraceSegments"}
         assert {action for each in _statements(template, name) for action in as_list(each["Action"])} == called
 
-    def test_open_the_index_to_the_sessions_function(self, statements: list[dict[str, Any]], name: str) -> None:
-        """The one function that lists an owner's sessions may query the index."""
+    def test_open_the_index_to_who_lists_or_counts(self, statements: list[dict[str, Any]], name: str) -> None:
+        """The functions that answer callers may query the index; the sweeper need not."""
         index = [
             statement["Action"]
             for statement in statements
             if statement["Resource"] == {"Fn::Sub": f"${{Table.Arn}}/index/{memory.table.INDEX}"}
         ]
-        assert index == (["dynamodb:Query"] if name == "SessionsFunction" else [])
+        assert index == ([] if name == "SweepFunction" else ["dynamodb:Query"])
 
     def test_open_the_stream_and_its_failures_to_the_sweep_function(
         self, statements: list[dict[str, Any]], name: str

@@ -1,6 +1,7 @@
 """What one caller may do, as the handlers say it: each limit names itself, its setting, and when or how to go on."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from handlers import front
 from handlers.problems import Kind
 from memory.allowance import DynamoDBAllowance
-from tests.conftest import Clock
+from memory.turns import Session, utc_now
+from tests.conftest import Clock, Store, asking, claimed
 from tests.handlers.conftest import Reply, Service, configure
 from tests.handlers.test_session_routes import Person
 
@@ -109,3 +111,131 @@ def test_nobody_is_limited_who_set_no_limit(service: Service) -> None:
     """By default there is none."""
     token = service.say("Hello").token
     assert [service.say("Hello", token=token).status for _ in range(3)] == [200] * 3
+
+
+def held(person: Person, *, waiting: int) -> None:
+    """Have the person's session be answered elsewhere, and so many requests wait for it."""
+
+    async def hold(store: Store, session: Session) -> None:
+        await claimed(store, session, asking("held"))
+        for _ in range(waiting):
+            log = store.log()
+            await log.wait(await log.load(session, token_limit=0), limit=waiting, seconds=60)
+
+    person.service.run(hold(person.service.store, person.session("default")))
+
+
+def test_a_request_beyond_those_that_may_wait_is_refused_at_once(ada: Person) -> None:
+    """409 names the limit and its setting, and says when to come back; nothing was written for it."""
+    held(ada, waiting=2)
+    refused = say(ada)
+    assert (refused.status, refused.body["type"]) == (409, Kind.TURN_IN_PROGRESS.urn)
+    assert "2 others may wait for it (MAX_WAITING)" in refused.body["detail"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 10
+    assert refused.line["load_ms"] < 10_000
+    assert refused.line["lease_conflicts"] == 1
+
+
+def test_as_many_wait_as_the_setting_says(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for a third one it waits, and is refused when its patience ends."""
+    configure(monkeypatch, MAX_WAITING="3", TURN_WAIT_SECONDS="0.3")
+    held(ada, waiting=2)
+    refused = say(ada)
+    assert refused.status == 409
+    assert "MAX_WAITING" not in refused.body["detail"]
+
+
+def test_nobody_need_wait(ada: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 0, a session that is busy is busy for all."""
+    configure(monkeypatch, MAX_WAITING="0")
+    held(ada, waiting=0)
+    assert "0 others may wait for it (MAX_WAITING)" in say(ada).body["detail"]
+
+
+@pytest.fixture
+def bea(service: Service, monkeypatch: pytest.MonkeyPatch) -> Person:
+    """Somebody who may have two sessions, and fork two turns."""
+    configure(monkeypatch, IDENTITY_SOURCES="jwt", MAX_SESSIONS="2", FORK_MAX_TURNS="2")
+    return Person(service)
+
+
+def test_no_session_is_made_beyond_the_limit(bea: Person) -> None:
+    """However one would begin: 409 names the limit, its setting, and what to do; and nothing was made."""
+    bea.talk("one", session="a")
+    bea.talk("one", session="b")
+    refusals = [
+        bea.send("POST", "/sessions"),
+        bea.send("POST", "/sessions/a/fork"),
+        say(bea, session="c"),
+    ]
+    for refused in refusals:
+        assert (refused.status, refused.body["type"]) == (409, Kind.TOO_MANY_SESSIONS.urn)
+        assert "2 sessions, and may have no more (MAX_SESSIONS). Delete some" in refused.body["detail"]
+    assert sorted(bea.ids()) == ["a", "b"]
+
+
+def test_sessions_that_are_there_go_on(bea: Person) -> None:
+    """Whoever has all the sessions that one may have talks on in them."""
+    bea.talk("one", session="a")
+    bea.talk("one", session="b")
+    assert say(bea, session="a").status == 200
+
+
+def test_a_deleted_session_makes_room(bea: Person) -> None:
+    """Doing what the problem says helps."""
+    bea.talk("one", session="a")
+    bea.talk("one", session="b")
+    bea.send("DELETE", "/sessions/a")
+    assert bea.send("POST", "/sessions").status == 201
+
+
+def test_a_copy_gets_the_session_that_was_made(bea: Person) -> None:
+    """The same request under the same key finds what it made, also when there is room for no other."""
+    made = bea.send("POST", "/sessions", idempotency_key="k")
+    bea.talk("one", session="a")
+    again = bea.send("POST", "/sessions", idempotency_key="k")
+    assert (again.status, again.body["id"]) == (201, made.body["id"])
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_counting_sessions_costs_one_small_read_and_only_when_one_begins(bea: Person) -> None:
+    """The first turn of a session takes a call and half a unit more; others take what they always did."""
+    first, second = say(bea).line, say(bea).line
+    assert first["dynamodb_calls"] == second["dynamodb_calls"] + 1 == 4
+    assert first["read_units"] - second["read_units"] <= 0.5
+
+
+def test_who_is_new_has_no_session_to_count(service: Service) -> None:
+    """A new anonymous caller's first turn takes three calls."""
+    assert service.say("Hello").line["dynamodb_calls"] == 3
+
+
+def test_a_fork_says_what_it_copied(bea: Person) -> None:
+    """The number of its oldest turn: of a longer session the newest turns are copied. A replay says the same."""
+    bea.talk("one", "two", "three", session="long")
+    whole = bea.send("POST", "/sessions/long/fork", {"turn": 2})
+    assert (whole.status, whole.body["first_turn"]) == (201, 1)
+    bea.send("DELETE", f"/sessions/{whole.body['id']}")
+    cut, again = (bea.send("POST", "/sessions/long/fork", idempotency_key="k") for _ in range(2))
+    assert (cut.status, cut.body["first_turn"]) == (201, 2)
+    assert again.body == cut.body
+    turns = bea.get(f"/sessions/{cut.body['id']}/turns")["turns"]
+    assert [turn["number"] for turn in turns] == [3, 2]
+
+
+def test_a_fork_is_counted_as_a_turn(ada: Person) -> None:
+    """It may write as much as many turns did, so that no more forks than turns can be had; a copy is not counted."""
+    ada.talk("one", session="a")
+    assert [ada.send("POST", "/sessions/a/fork", idempotency_key=key).status for key in ("1", "1", "2")] == [201] * 3
+    refused = ada.send("POST", "/sessions/a/fork")
+    assert (refused.status, refused.body["type"]) == (429, Kind.TURNS_USED_UP.urn)
+    assert refused.headers["retry-after"] == "90"
+
+
+def test_an_empty_session_is_kept_for_so_many_days(bea: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven by default; with 0 it is kept until it is deleted."""
+    state = bea.service.run(bea.service.store.sessions().find(bea.session(bea.create())))
+    assert state.expires_at is not None
+    assert timedelta(days=6, hours=23) < state.expires_at - utc_now() <= timedelta(days=7, seconds=1)
+    configure(monkeypatch, EMPTY_SESSION_DAYS="0")
+    assert bea.service.run(bea.service.store.sessions().find(bea.session(bea.create()))).expires_at is None

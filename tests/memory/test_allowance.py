@@ -8,11 +8,11 @@ import pytest
 from botocore.exceptions import ReadTimeoutError
 
 from memory import codec, table
-from memory.turns import Session, TableUnavailable, TurnsUsedUp, Usage, Window, take_turn
+from memory.turns import Session, TableUnavailable, TooManySessions, TurnsUsedUp, Usage, Window, take_turn
 from tests.conftest import TABLE, Clock, LosingClient, Store, asking, say
 
 LIMIT = 3
-MINUTE = timedelta(minutes=1)
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 NOW = Clock()
 """Stands still: no test runs over the end of an hour."""
 
@@ -171,3 +171,55 @@ async def test_an_answer_that_is_there_is_given_without_being_admitted(store: St
         store.log(), session, asking("hello", "k"), token_limit=1000, patience=1, admit=refuse
     )
     assert (claim, window.answered) == (None, turn)
+
+
+async def may_begin(store: Store, **options: Any) -> bool:
+    """Ask whether the owner may have one more session, once the index shows all there are."""
+    await asyncio.sleep(store.lag)
+    try:
+        await store.allowance(**{"max_sessions": LIMIT, **options}).check_sessions(store.owner)
+    except TooManySessions:
+        return False
+    return True
+
+
+async def test_an_owner_has_so_many_sessions(store: Store) -> None:
+    """With one below the limit there can be one more, with the limit none; those of others do not count."""
+    for number in range(LIMIT):
+        assert await may_begin(store)
+        await store.sessions().create(store.session(str(number)))
+    await asyncio.sleep(store.lag)
+    with pytest.raises(TooManySessions) as refusal:
+        await store.allowance(max_sessions=LIMIT).check_sessions(store.owner)
+    assert refusal.value.limit == LIMIT
+    await store.allowance(max_sessions=LIMIT).check_sessions(f"{store.owner}-other")
+
+
+async def test_a_session_that_is_gone_makes_room(store: Store) -> None:
+    """One that was deleted counts no more, and neither does one that has expired, even if the table still has it."""
+    clock = Clock()
+    for number in range(LIMIT - 1):
+        await store.sessions().create(store.session(str(number)))
+    await store.sessions(empty_retention=DAY, clock=clock).create(store.session("empty"))
+    assert not await may_begin(store, clock=clock)
+    clock.now += 2 * DAY
+    assert await may_begin(store, clock=clock)
+    clock.now -= 2 * DAY
+    await store.log().delete(store.session("0"))
+    assert await may_begin(store, clock=clock)
+
+
+async def test_without_a_limit_no_session_is_counted(store: Store) -> None:
+    """A limit of 0 makes no call."""
+    allowance = store.allowance()
+    await allowance.check_sessions(store.owner)
+    assert allowance.usage == Usage()
+
+
+async def test_counting_sessions_is_one_small_read(real_store: Store) -> None:
+    """Half a unit, as long as they are few."""
+    for number in range(5):
+        await real_store.sessions().create(real_store.session(str(number)))
+    allowance = real_store.allowance(max_sessions=100)
+    await allowance.check_sessions(real_store.owner)
+    assert allowance.usage == Usage(calls=1, read_units=0.5)

@@ -17,7 +17,7 @@ from memory.dynamodb import DynamoDBTurnLog
 from memory.items import TITLE_CHARS
 from memory.sessions import DynamoDBSessions
 from memory.turns import Claim, Usage, Window, utc_now
-from tests.conftest import Clock, Store, asking, exchange, items_of, noise, say
+from tests.conftest import Clock, Store, asking, claimed, exchange, items_of, noise, say
 
 TURN = exchange(noise(500), noise(1500))
 """A turn of 2 KB."""
@@ -230,3 +230,14 @@ async def test_an_operation_of_several_calls_takes_no_more(
     assert usage.calls == most.calls
     assert usage.read_units <= most.read_units
     assert usage.write_units <= most.write_units
+
+
+async def test_requests_that_wait_cost_a_full_state_no_unit(real_store: Store) -> None:
+    """An anonymous caller's session that remembers all the requests it can has room for two that wait."""
+    session, clock = memory.turns.Session(owner=ANONYMOUS.format(real_store.owner), id="0" * 32), Clock()
+    await take_turns(real_store.log(clock=clock), session, PLAIN, 66)
+    await claimed(real_store, session, asking("held"), clock=clock)
+    for _ in range(2):
+        log = real_store.log(clock=clock)
+        await log.wait(await log.load(session, token_limit=0), limit=2, seconds=12)
+        assert log.usage.write_units == 1

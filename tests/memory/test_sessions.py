@@ -603,6 +603,48 @@ async def test_the_last_turn_of_a_fork_can_be_answered_again(store: Store) -> No
     assert outline(await entries(store, fork))[:3] == [(5, COMPLETE), (4, SUPERSEDED), (3, SUPERSEDED)]
 
 
+async def test_a_fork_copies_so_many_turns_and_the_newest_ones(store: Store) -> None:
+    """Of more turns than it may copy, a fork has the newest ones up to its last, under their numbers, and no other."""
+    await a_source(store)
+    fork = store.session("fork")
+    state, _ = await store.sessions().fork(store.session(), 5, fork, max_turns=3)
+    assert copied(await entries(store, fork)) == copied(await entries(store, start=5))[:3]
+    assert [entry.number for entry in await entries(store, fork)] == [5, 4, 3]
+    assert state == await store.sessions().find(fork)
+    assert state.deleted_through == (3, 0)
+    assert len(turn_keys(store, fork)) == 3
+
+
+async def test_a_fork_that_copies_all_says_nothing_of_a_limit(store: Store) -> None:
+    """With as many turns as it may copy, nothing is left out."""
+    for number in range(3):
+        await say(store.log(), store.session(), str(number))
+    state, _ = await store.sessions().fork(store.session(), 3, store.session("fork"), max_turns=3)
+    assert state.deleted_through == (0, 0)
+    assert said(await window_of(store, store.session("fork"))) == ["0", "1", "2"]
+
+
+async def test_a_fork_that_was_cut_goes_on(store: Store) -> None:
+    """The model is shown the copies, and the next turn has the next number."""
+    for number in range(5):
+        await say(store.log(), store.session(), str(number))
+    fork = store.session("fork")
+    await store.sessions().fork(store.session(), 4, fork, max_turns=2)
+    assert said(await window_of(store, fork)) == ["2", "3"]
+    assert said(await window_of(store, fork, limit=None)) == ["2", "3"]
+    assert (await say(store.log(), fork, "next")).number == 5
+
+
+async def test_what_a_fork_leaves_out_is_not_read(real_store: Store) -> None:
+    """A fork of a long session costs what its copies cost."""
+    for number in range(8):
+        await say(real_store.log(), real_store.session(), noise(2000 + number), answer="")
+    sessions = real_store.sessions()
+    await sessions.fork(real_store.session(), 8, real_store.session("fork"), max_turns=2)
+    assert sessions.usage.read_units <= 8
+    assert sessions.usage.write_units <= 14
+
+
 async def test_the_requests_of_the_source_are_free_in_the_fork(store: Store) -> None:
     """A key that a turn was asked under asks anew in another session, and that is all it is."""
     await a_source(store)
@@ -1089,3 +1131,39 @@ async def test_a_sweep_spares_what_is_being_made(store: Store, moments: Moments)
         assert said(await window_of(store, limit=None)) == before
         if not client.reached:
             break
+
+
+async def test_a_session_in_which_nothing_is_said_goes(store: Store) -> None:
+    """Made on purpose and never used, it is gone after the retention of empty sessions."""
+    clock = Clock()
+    sessions = store.sessions(empty_retention=DAY, clock=clock)
+    state, _ = await sessions.create(store.session())
+    assert state.expires_at is not None
+    assert timedelta(0) <= state.expires_at - (clock.now + DAY) < timedelta(seconds=1)
+    clock.now += DAY + timedelta(seconds=1)
+    with pytest.raises(SessionNotFound):
+        await sessions.find(store.session())
+    assert await sessions.listed(store.owner, limit=10) == []
+
+
+async def test_the_first_turn_makes_a_session_last(store: Store) -> None:
+    """From then on it is kept as long as its turns, whoever writes it."""
+    clock = Clock()
+    await store.sessions(empty_retention=DAY, clock=clock).create(store.session(), title="kept")
+    await say(store.log(clock=clock), store.session(), "hello")
+    clock.now += 30 * DAY
+    state = await store.sessions(clock=clock).find(store.session())
+    assert (state.expires_at, state.title) == (None, "kept")
+
+
+async def test_the_first_turn_gives_a_session_the_retention_of_its_turns(store: Store) -> None:
+    """Neither does the shorter time of an empty session outlive it, nor a longer one."""
+    clock = Clock()
+    for empty in (DAY, 90 * DAY):
+        session = store.session(f"{empty.days}")
+        made, _ = await store.sessions(empty_retention=empty, retention=30 * DAY, clock=clock).create(session)
+        assert made.expires_at is not None
+        assert made.expires_at <= clock.now + min(empty, 31 * DAY) + timedelta(seconds=1)
+        await say(store.log(clock=clock, retention=30 * DAY), session, "hello")
+        state = await store.sessions(clock=clock).find(session)
+        assert state.expires_at == clock.now.replace(second=0, microsecond=0) + 31 * DAY
