@@ -14,7 +14,7 @@ from pathlib import Path
 from proof import report
 from proof.section import Section
 
-PROOFS = ("races", "model", "mutations", "faults", "crashes", "hostile", "soak")
+PROOFS = ("races", "model", "mutations", "faults", "crashes", "hostile", "abuse", "soak")
 REPORT = Path(__file__).parent.parent / "docs" / "PROOF.md"
 
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import httpx
@@ -28,8 +29,12 @@ class Stack:
     def __init__(self, process: subprocess.Popen[str], output: list[str]) -> None:
         self.process, self._output = process, output
         self.url = self._printed("serving ").split()[0]
-        self.model = self._printed("the demo model answers on ").split()[0]
         self.engine = self._printed(" answers on ").split()[0]
+
+    @cached_property
+    def model(self) -> str:
+        """The demo model's address, if it is the one that answers."""
+        return self._printed("the demo model answers on ").split()[0]
 
     def workers(self, function: str = CHAT) -> list[int]:
         """The worker processes of a function that are there now."""
