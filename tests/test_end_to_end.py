@@ -108,7 +108,7 @@ def test_a_turn_larger_than_the_window_is_not_forgotten(tmp_path: Path, jar: htt
 @pytest.mark.once
 def test_racing_requests_are_answered_one_after_the_other(tmp_path: Path, jar: httpx.Client) -> None:
     """Eight workers, eight requests at once in one session: every answered turn is there once, in one order."""
-    with running(tmp_path, WORKERS="8") as stack:
+    with running(tmp_path, WORKERS="8", MAX_WAITING="8") as stack:
         ada = Talker(jar, stack)
         ada.say("Hello")
         with ThreadPoolExecutor(8) as threads:
