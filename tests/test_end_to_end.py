@@ -93,7 +93,7 @@ def in_mid_turn(talker: Talker, message: str, key: str) -> httpx.Response:
 def test_a_turn_larger_than_the_window_is_not_forgotten(tmp_path: Path, jar: httpx.Client) -> None:
     """After a tool call with 20,000 numbers the agent still knows the turn: what it was told before them and after."""
     numbers = ", ".join(map(str, range(20_000)))
-    with running(tmp_path, MAX_MESSAGE_CHARS="200000") as stack:
+    with running(tmp_path, MAX_MESSAGE_CHARS="200000", MAX_MESSAGE_TOKENS="100000") as stack:
         ada = Talker(jar, stack)
         assert "199990000" in ada.say(f"My name is Ada. Add up {numbers}. My dog is Rex")["answer"]
         known = ada.say("What do you know about me?")
@@ -108,7 +108,7 @@ def test_a_turn_larger_than_the_window_is_not_forgotten(tmp_path: Path, jar: htt
 @pytest.mark.once
 def test_racing_requests_are_answered_one_after_the_other(tmp_path: Path, jar: httpx.Client) -> None:
     """Eight workers, eight requests at once in one session: every answered turn is there once, in one order."""
-    with running(tmp_path, WORKERS="8") as stack:
+    with running(tmp_path, WORKERS="8", MAX_WAITING="8") as stack:
         ada = Talker(jar, stack)
         ada.say("Hello")
         with ThreadPoolExecutor(8) as threads:

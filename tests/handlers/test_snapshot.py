@@ -54,13 +54,18 @@ class Account:
     table: str
     model: str
     access_key: str = "BEFORE"
-    secrets: dict[str, str] = field(default_factory=lambda: {"model": "key-before", "signing": "signed-before"})
+    secrets: dict[str, str] = field(
+        default_factory=lambda: {"model": "key-before", "signing": "signed-before-with-a-key-that-is-long-enough"}
+    )
     asked: list[Asked] = field(default_factory=list)
 
     def rotate(self, *secrets: str) -> None:
         """New credentials, and new values of secrets."""
         self.access_key = "AFTER"
-        new = {"model": "key-after", "signing": "signed-after signed-before"}
+        new = {
+            "model": "key-after",
+            "signing": "signed-after-with-a-key-that-is-long-enough signed-before-with-a-key-that-is-long-enough",
+        }
         self.secrets |= {name: new[name] for name in secrets}
 
     def of(self, what: str) -> list[Asked]:
@@ -180,7 +185,9 @@ def _told(account: Account, endpoint: str, store: Store, kind: str) -> Story:
         before, account.asked = account.asked, []
         # A model's key that stays does not bring another client with it.
         account.rotate("signing", *(["model"] if kind == "fresh" else []))
-        expired = SessionTokens(["signed-before"], life=LIFE, clock=lambda: utc_now() - AGE).mint("somebody")
+        expired = SessionTokens(
+            ["signed-before-with-a-key-that-is-long-enough"], life=LIFE, clock=lambda: utc_now() - AGE
+        ).mint("somebody")
         process.stdin.write(json.dumps({"expired_token": expired}) + "\n")
         process.stdin.close()
         told = [json.loads(line) for line in lines]
@@ -259,7 +266,7 @@ def test_no_credential_of_before_signs_anything(story: Story) -> None:
 def test_no_secret_of_before_is_used(story: Story) -> None:
     """What was rotated since the snapshot is used in its new value by the first turn."""
     assert {asked.key for asked in story.account.of("model")} == {story.account.secrets["model"]}
-    tokens = SessionTokens(["signed-after"], life=LIFE)
+    tokens = SessionTokens(["signed-after-with-a-key-that-is-long-enough"], life=LIFE)
     assert all(tokens.read(told["token"]) for told in story.instances)
 
 
